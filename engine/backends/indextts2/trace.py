@@ -1,0 +1,254 @@
+"""Run modules of the tiny release on rule-made inputs: `python -m ...indextts2.trace FIXTURE --seed N`.
+
+Weights and inputs come from the seed rule, so the outputs can be compared with any other implementation
+of the same network. Everything runs through the loader that real weights use; outputs carry the names of
+the parity fixtures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.backends.indextts2 import seeds, tiny, weights
+from engine.backends.indextts2.campplus import CamPlus
+from engine.backends.indextts2.cfm import Window
+from engine.backends.indextts2.emotion import merge
+from engine.backends.indextts2.features import SEMANTIC_RATE_HZ, kaldi_fbank, log_mel, resample
+from engine.backends.indextts2.config import SAMPLE_RATE_HZ
+from engine.backends.indextts2.gpt import KvCache, code_position
+from engine.backends.indextts2.model import Model
+from engine.backends.indextts2.s2mel import frame_count
+from engine.backends.indextts2.sampling import penalise
+from engine.backends.indextts2.semantic import SemanticEncoder
+
+Outputs = dict[str, Tensor]
+PARITY_LATENT_DIM = 1280  # the fixtures feed latents of the full width to the tiny mel stage
+EULER_STEPS = 5
+MAX_CODES = 40
+
+
+def trace(fixture: str, seed: int, model: Model | None = None) -> dict[str, npt.NDArray[np.generic]]:
+    """Outputs of one fixture by name; without `model` a tiny release is written and loaded for it."""
+    if model is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return trace(fixture, seed, parity_model(Path(folder), seed))
+    with torch.inference_mode():
+        outputs = FIXTURES[fixture](model, seed)
+    return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+
+def parity_model(folder: Path, seed: int) -> Model:
+    """The tiny release of a seed, as the fixtures have it, written to `folder` and loaded."""
+    return Model(tiny.write(folder, seed=seed, latent_dim=PARITY_LATENT_DIM))
+
+
+def _normal(seed: int, name: str, shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
+    return torch.from_numpy(seeds.normal_input(seed, name, shape, scale))
+
+
+def _integers(seed: int, name: str, shape: tuple[int, ...], low: int, high: int) -> Tensor:
+    return torch.from_numpy(seeds.integer_input(seed, name, shape, low, high))
+
+
+def _references(seed: int) -> tuple[Tensor, Tensor]:
+    """Semantic features of a speaker and of an emotion."""
+    return _normal(seed, "w2v_feat", (1, 41, 1024)), _normal(seed, "w2v_feat_emo", (1, 27, 1024))
+
+
+def _gpt_conditioning(model: Model, seed: int) -> Outputs:
+    speaker, emotion = _references(seed)
+    gpt = model.gpt
+    base, other = gpt.emotion_vector(speaker), gpt.emotion_vector(emotion)
+    return {
+        "conformer": gpt.conditioning_encoder(speaker)[0],
+        "latents": gpt.speaker_latents(speaker),
+        "emovec_speaker": base,
+        "emovec_emotion": other,
+        "merged_alpha_0_65": merge(base, other, 0.65),
+        "second_latents_unpadded": gpt.speaker_latents(emotion),
+    }
+
+
+def _gpt_generate(model: Model, seed: int) -> Outputs:
+    speaker, emotion = _references(seed)
+    gpt, cfg = model.gpt, model.config.gpt
+    merged = merge(gpt.emotion_vector(speaker), gpt.emotion_vector(emotion), 0.65)[0]
+    text = _integers(seed, "text", (1, 11), 2, cfg.text_tokens)
+    latents = gpt.speaker_latents(speaker)[0]
+    prefix = gpt.prefix(latents, merged, text[0].tolist())
+    codes, logits = greedy(model, prefix, MAX_CODES)
+    first = codes[:12]
+    shorter = gpt.prefix(latents, merged, text[0, :7].tolist())
+    return {
+        "text": text,
+        "cond_latents": latents[None],
+        "prefix_embeds": prefix[None],
+        "greedy_codes": codes[None],
+        "greedy_step_logits": logits[:24],
+        "latent_second_forward": gpt.latents(prefix, first)[None],
+        "latent_codes": first[None],
+        "shorter_text_greedy_codes": greedy(model, shorter, MAX_CODES)[0][None],
+    }
+
+
+def greedy(model: Model, prefix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The likeliest codes under the repetition penalty, with the reference's code positions.
+
+    Returns:
+        (n,) codes, the stop code last if it came; (n, V) raw logits they were taken from.
+    """
+    cfg = model.config.gpt
+    cache = KvCache(cfg, slots=1, positions=len(prefix) + count + 1)
+    logits, _ = model.gpt.prefill(prefix, cache, 0)
+    seen = torch.zeros(1, cfg.mel_tokens, dtype=torch.bool)
+    seen[0, [1, cfg.start_mel]] = True  # the ids that stand for the prefix in the reference's history
+    codes: list[int] = []
+    steps: list[Tensor] = []
+    while len(codes) < count:
+        steps.append(logits)
+        code = int(penalise(logits[None], seen, torch.tensor([10.0])).argmax())
+        codes.append(code)
+        seen[0, code] = True
+        if code == cfg.stop_mel:
+            break
+        position = torch.tensor([code_position(len(codes), "upstream")])
+        row = model.gpt.step(torch.tensor([code]), position, cache, [0])[0]
+        logits = row[0]
+    return torch.tensor(codes), torch.stack(steps)
+
+
+def _semantic_codec(model: Model, seed: int) -> Outputs:
+    codes, vectors = model.codec.quantise(_normal(seed, "codec_feat", (1, 19, 1024)))
+    return {"codes": codes, "s_ref": vectors, "vq2emb": model.codec.embed(codes).transpose(1, 2)}
+
+
+def _gpt_layer_and_length_regulator(model: Model, seed: int) -> Outputs:
+    semantic = _normal(seed, "s_infer", (1, 17, 1024))
+    return {
+        "gpt_layer": model.projection(_normal(seed, "latent1280", (1, 5, 1280))),
+        "regulated_17_to_29": model.regulator(semantic, 29),
+        "first9_to_15": model.regulator(semantic[:, :9], 15),
+    }
+
+
+def _cfm(model: Model, seed: int) -> Outputs:
+    frames, prompt_frames = 44, 15
+    mu = _normal(seed, "mu", (1, frames, 32))
+    prompt = _normal(seed, "prompt_mel", (1, 80, prompt_frames))
+    style = _normal(seed, "style", (1, 192))
+    x = _normal(seed, "x_t", (1, 80, frames))
+    noise = _normal(seed, "cfm_noise", (1, 80, frames))
+    given = torch.nn.functional.pad(prompt, (0, frames - prompt_frames))
+    dit = model.dit
+    velocity = dit(
+        x, dit.constant(given, mu, style), dit.modulation(torch.tensor([0.36])), [frames]
+    )
+    window = _window(model, prompt[0], mu[0], style[0], noise[0])
+    model.solver.solve(window)
+    return {
+        "estimator_single": velocity,
+        "t_embedding": dit.t_embedder(torch.tensor([0.0, 0.36, 1.0])),
+        "solve_euler_5_steps": window.x[None],
+    }
+
+
+def _window(model: Model, prompt: Tensor, mu: Tensor, style: Tensor, noise: Tensor) -> Window:
+    """A window from noise over all frames, as the reference draws it."""
+    return Window(
+        model.dit,
+        prompt=prompt,
+        condition=mu,
+        style=style,
+        noise=noise[:, prompt.shape[1] :],
+        steps=EULER_STEPS,
+    )
+
+
+def _bigvgan(model: Model, seed: int) -> Outputs:
+    first = model.vocoder.resblocks[0].activations[0]  # type: ignore[index,union-attr]
+    wave = model.vocoder(_normal(seed, "mel_for_vocoder", (1, 80, 24), 0.5))
+    return {
+        "wav": wave[:, None],
+        "activation_out": first(_normal(seed, "act_in", (1, 64, 20))),
+        "up_filter": first.upsample.filter,
+        "down_filter": first.downsample.lowpass.filter,
+    }
+
+
+def _speaker(model: Model, seed: int) -> Outputs:
+    encoder = model.part("campplus", CamPlus, weights.folded_state)
+    wave = _normal(seed, "wav22k", (1, 9000), 0.1)
+    at_16k = resample(wave, SAMPLE_RATE_HZ, SEMANTIC_RATE_HZ)
+    return {
+        "campplus_style": encoder(_normal(seed, "fbank", (1, 131, 80))),
+        "mel_80": log_mel(wave),
+        "resample_22050_to_16000": at_16k,
+        "kaldi_fbank_80": kaldi_fbank(at_16k[0]),
+    }
+
+
+def _w2v_bert(model: Model, seed: int) -> Outputs:
+    encoder = SemanticEncoder(model)
+    features, mask = encoder.features(_normal(seed, "wav16k", (1, 8000), 0.1)[0])
+    return {
+        "input_features": features,
+        "attention_mask": mask,
+        "hidden_layer_used": encoder.states(features, mask),
+    }
+
+
+def _chain(model: Model, seed: int) -> Outputs:
+    codes = _integers(seed, "chain_codes", (1, 23), 0, model.config.codec.codebook)
+    latent = _normal(seed, "chain_latent", (1, 23, 1280))
+    ref_mel = _normal(seed, "chain_ref_mel", (1, 80, 26))
+    style = _normal(seed, "chain_style", (1, 192))
+    reference = _normal(seed, "chain_s_ref", (1, 15, 1024))
+    semantic = model.codec.embed(codes) + model.projection(latent)
+    frames = frame_count(23)
+    mu = torch.cat([model.regulator(reference, 26), model.regulator(semantic, frames)], 1)
+    noise = _normal(seed, "chain_noise", (1, 80, mu.shape[1]))
+    mel = model.solver.solve(_window(model, ref_mel[0], mu[0], style[0], noise[0]))[None]
+    return {
+        "target_frames": torch.tensor([frames]),
+        "mel": mel,
+        "wav": model.vocoder(mel)[:, None],
+        "frames_for_1_to_1500_codes": torch.tensor([frame_count(n) for n in range(1, 1501)]),
+    }
+
+
+FIXTURES: dict[str, Callable[[Model, int], Outputs]] = {
+    "gpt_conditioning": _gpt_conditioning,
+    "gpt_generate": _gpt_generate,
+    "semantic_codec": _semantic_codec,
+    "gpt_layer_and_length_regulator": _gpt_layer_and_length_regulator,
+    "cfm": _cfm,
+    "bigvgan": _bigvgan,
+    "speaker": _speaker,
+    "w2v_bert": _w2v_bert,
+    "chain": _chain,
+}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Outputs of one parity fixture, as .npz.")
+    parser.add_argument("fixture", choices=sorted(FIXTURES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    outputs = trace(args.fixture, args.seed)
+    with args.out.open("wb") as file:  # by handle: savez would append .npz to other names
+        np.savez_compressed(file, **outputs)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,445 @@
+"""Every change of an episode's state by its worker: one guarded statement each, one commit each.
+
+An UPDATE names the state and the fence it expects; when it changes no row the episode is not ours
+any more, and we leave without repairing anything.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from connectors.base import Connector, NotePatch, NoteRef
+from engine.base import SAMPLE_RATE_HZ
+from pipeline import effects, ids, leases, outbox, retry, schedule
+from pipeline.audio import from_flac, to_flac
+from pipeline.database import affected, now_ms, rows
+from pipeline.errors import DatabaseUnavailable, LostLease
+from pipeline.job import Job, mine
+from pipeline.models import (
+    attempt,
+    endpoint,
+    episode,
+    episode_note,
+    episode_recording,
+    listen_link,
+    note,
+    recording,
+    segment,
+    usage_day,
+)
+from pipeline.narration import Spoken
+from pipeline.speaker import Held
+
+if TYPE_CHECKING:
+    from pipeline.services import Services
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = {"opus": "ogg", "mp3": "mp3", "wav": "wav", "vtt": "vtt", "chapters": "chapters.json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A finished object in the store."""
+
+    format: str
+    object_key: str
+    size_bytes: int
+    digest: str
+    duration_ms: int
+
+    @property
+    def extension(self) -> str:
+        """How its file name ends."""
+        return EXTENSIONS[self.format]
+
+
+def begin(services: Services, held: Held, job: Job) -> None:
+    """The first attempt keeps script and hash, so that all attempts speak the same words."""
+    if job.row["spec_hash"] == job.spec_hash:
+        return
+    with services.database.write() as connection:
+        _change(
+            connection,
+            held,
+            script=job.script.to_dict(),
+            spec_hash=job.spec_hash,
+            title=job.script.title[:400],
+            lang=job.script.lang,
+            segments_total=len(job.plan.sentences),
+        )
+
+
+def earlier(services: Services, held: Held, job: Job) -> list[Spoken]:
+    """Stored sentences that still fit the plan; later ones are dropped."""
+    if not held.claim.segments_done:
+        return []
+    with services.database.read() as connection:
+        found = rows(
+            connection,
+            sa.select(segment).where(segment.c.episode_id == job.id).order_by(segment.c.n),
+        )
+    good: list[Spoken] = []
+    for row, sentence in zip(found, job.plan.sentences, strict=False):
+        if row["text_digest"] != _text_digest(sentence.text) or row["n"] != len(good):
+            break
+        good.append(
+            Spoken(
+                seg=row["n"],
+                text=sentence.text,
+                samples=row["samples"],
+                pause_ms=row["pause_ms"],
+                words=row["words"],
+                quality="model",
+                load=lambda key=row["object_key"]: from_flac(  # type: ignore[misc]
+                    services.storage.get(key)
+                ),
+            )
+        )
+    if len(good) < held.claim.segments_done:
+        with services.database.write() as connection:
+            _change(connection, held, segments_done=len(good))
+            connection.execute(
+                segment.delete().where(segment.c.episode_id == job.id, segment.c.n >= len(good))
+            )
+    return good
+
+
+def commit_segment(services: Services, held: Held, job: Job, one: Spoken) -> None:
+    """PCM first, then the row; update before insert, because the update decides whose it is."""
+    pcm = one.load()
+    digest = hashlib.sha256(pcm.tobytes()).hexdigest()
+    key = f"seg/{job.row['tenant_id']}/{job.id}/{one.seg:05}-{digest[:12]}.flac"
+    services.storage.put_if_absent(key, to_flac(pcm), content_type="audio/flac")
+    is_last = one.seg == len(job.plan.sentences) - 1
+    with services.database.write() as connection:
+        held.check()
+        changed = affected(
+            connection.execute(
+                mine(episode.update(), held)
+                .where(episode.c.segments_done == one.seg)
+                .values(
+                    segments_done=one.seg + 1,
+                    samples=episode.c.samples + one.samples,
+                    state="encoding" if is_last else "synthesising",
+                    state_ms=sa.case((sa.literal(is_last), now_ms()), else_=episode.c.state_ms),
+                )
+            )
+        )
+        if not changed:
+            if _is_committed(connection, held, job, one, digest):
+                return
+            raise LostLease(f"episode {job.id} has another owner")
+        connection.execute(
+            segment.insert().values(
+                episode_id=job.id,
+                n=one.seg,
+                fence=held.claim.fence,
+                object_key=key,
+                samples=one.samples,
+                pcm_digest=digest,
+                text_digest=_text_digest(one.text),
+                pause_ms=one.pause_ms,
+                words=one.words,
+                committed_ms=now_ms(),
+            )
+        )
+        if is_last:
+            leases.log_states(connection, [(job.id, held.claim.fence)], "encoding", actor="worker")
+
+
+def _is_committed(
+    connection: sa.Connection, held: Held, job: Job, one: Spoken, digest: str
+) -> bool:
+    """Did an earlier call commit this very row before its answer was lost?"""
+    return (
+        connection.execute(
+            sa.select(segment.c.n).where(
+                segment.c.episode_id == job.id,
+                segment.c.n == one.seg,
+                segment.c.fence == held.claim.fence,
+                segment.c.pcm_digest == digest,
+            )
+        ).first()
+        is not None
+    )
+
+
+def commit_stored(
+    services: Services,
+    held: Held,
+    job: Job,
+    made: list[Stored],
+    length_ms: int,
+    *,
+    busy_ms: int,
+    first_audio_ms: int | None,
+) -> list[tuple[int, str]]:
+    """The recording can be fetched: state, usage and effects; gives the outbox rows to send."""
+    with services.database.write() as connection:
+        _change(
+            connection,
+            held,
+            state="stored",
+            state_ms=now_ms(),
+            stored_ms=now_ms(),
+            first_audio_ms=sa.func.coalesce(episode.c.first_audio_ms, first_audio_ms),
+            samples=length_ms * SAMPLE_RATE_HZ // 1000,
+            script=job.script.to_dict(),
+            spec_hash=job.spec_hash,
+            title=job.script.title[:400],
+            lang=job.script.lang,
+            segments_total=len(job.plan.sentences),
+            lease_owner=None,
+            lease_until_ms=0,
+            error=None,
+            error_code=None,
+        )
+        _end_attempt(connection, held, "stored")
+        _link_recordings(services, connection, job, made)
+        _count_usage(services, connection, job, made, length_ms, busy_ms)
+        leases.log_states(connection, [(job.id, held.claim.fence)], "stored", actor="worker")
+        wake_ups = _order_write_backs(
+            services,
+            connection,
+            job.row,
+            job.endpoint,
+            job.refs,
+            status="done",
+            duration_s=length_ms / 1000,
+        )
+        if not wake_ups:
+            effects.settle(connection, job.id)
+    return wake_ups
+
+
+def commit_failure(services: Services, held: Held, error: Exception) -> tuple[str, str] | None:
+    """Again later, or dead with the reason on the row; (key, message) if it is dead now."""
+    with services.database.write() as connection:
+        row = connection.execute(mine(sa.select(episode, now_ms().label("now")), held)).first()
+        if row is None:
+            raise LostLease("the episode has another owner")
+        verdict = retry.decide(
+            error,
+            tries=row.tries + 1,
+            age_ms=row.now - row.created_ms,
+            attempts=services.settings.attempts,
+        )
+        is_dead = verdict.after_ms is None
+        state = "dead" if is_dead else "failed"
+        _change(
+            connection,
+            held,
+            state=state,
+            state_ms=now_ms(),
+            tries=episode.c.tries + 1,
+            next_ms=None if is_dead else now_ms() + verdict.after_ms,
+            ended_ms=now_ms() if is_dead else None,
+            lease_owner=None,
+            lease_until_ms=0,
+            error_code=verdict.code,
+            error=verdict.message,
+        )
+        _end_attempt(connection, held, state, verdict.code)
+        leases.log_states(
+            connection,
+            [(row.id, held.claim.fence)],
+            state,
+            actor="worker",
+            reason=verdict.code,
+        )
+        wake_ups = buried(services, connection, row.id) if is_dead else []
+    services.sender.committed(wake_ups)
+    return (row.key, verdict.message) if is_dead else None
+
+
+def hand_over(services: Services, held: Held) -> None:
+    """Give the episode to the next worker, with everything up to this sentence committed."""
+    try:
+        with services.database.write() as connection:
+            row_id = held.claim.episode_id
+            _change(
+                connection,
+                held,
+                state="queued",
+                state_ms=now_ms(),
+                queued_ms=now_ms(),
+                fence=episode.c.fence + 1,
+                lease_owner=None,
+                lease_until_ms=0,
+            )
+            _end_attempt(connection, held, "handed_over")
+            leases.log_states(
+                connection,
+                [(row_id, held.claim.fence + 1)],
+                "queued",
+                actor="worker",
+                reason="handed over",
+            )
+            outbox.put(connection, "realtime", after_ms=-1_000)
+    except (LostLease, DatabaseUnavailable) as error:
+        log.info("not handed over, the lease runs out instead: %s", error)
+
+
+def buried(services: Services, connection: sa.Connection, episode_id: str) -> list[tuple[int, str]]:
+    """What a death causes, in the same commit: the row shows why, a batch run counts it."""
+    query = sa.select(episode).where(episode.c.id == episode_id)
+    row = dict(connection.execute(query).mappings().one())
+    refs = connection.execute(
+        sa.select(endpoint.c.name, note.c.ref_container, note.c.ref_table, note.c.ref_key)
+        .join(note, note.c.endpoint_id == endpoint.c.id)
+        .join(episode_note, episode_note.c.note_id == note.c.id)
+        .where(episode_note.c.episode_id == episode_id, note.c.ref_key.is_not(None))
+        .order_by(episode_note.c.position)
+    ).all()
+    schedule.episode_ended(connection, row)
+    if not refs:
+        return []
+    return _order_write_backs(
+        services,
+        connection,
+        row,
+        refs[0].name,
+        tuple(NoteRef(*ref) for ref in refs),
+        status="failed",
+        error=row["error_code"],
+    )
+
+
+def _order_write_backs(
+    services: Services,
+    connection: sa.Connection,
+    row: Mapping[str, Any],
+    door: str,
+    refs: tuple[NoteRef, ...],
+    *,
+    status: Any,
+    error: str | None = None,
+    duration_s: float | None = None,
+) -> list[tuple[int, str]]:
+    """One effect per source row whose tool can be written to."""
+    connector = services.connector_or_none(door)
+    if connector is None or type(connector).write_back is Connector.write_back:
+        return []
+    link = connection.execute(
+        sa.select(listen_link)
+        .where(listen_link.c.episode_id == row["id"], listen_link.c.role == "listener")
+        .limit(1)
+    ).first()
+    url = services.links.url(link, row["key"]) if link is not None else None
+    audio = services.links.file_url(
+        row["key"], "mp3", now_s=time.time(), hours=services.settings.link_days * 24
+    )
+    return [
+        effects.order_write_back(
+            connection,
+            tenant_id=row["tenant_id"],
+            episode_id=row["id"],
+            endpoint=door,
+            ref=ref,
+            patch=NotePatch(
+                key=f"{row['id']}:{status}:{n}",
+                status=status,
+                link=url,
+                audio_ref=audio if status == "done" else None,
+                error=error,
+                duration_s=duration_s,
+            ),
+        )
+        for n, ref in enumerate(refs)
+    ]
+
+
+def _link_recordings(
+    services: Services, connection: sa.Connection, job: Job, made: list[Stored]
+) -> None:
+    tenant_id, take = job.row["tenant_id"], job.row["take"]
+    connection.execute(
+        services.database.insert(recording).on_conflict_do_nothing(),
+        [
+            {
+                "id": ids.ulid(),
+                "tenant_id": tenant_id,
+                "spec_hash": job.spec_hash,
+                "take": take,
+                "format": one.format,
+                "object_key": one.object_key,
+                "size_bytes": one.size_bytes,
+                "digest": one.digest,
+                "duration_ms": one.duration_ms,
+                "created_ms": int(time.time() * 1000),
+            }
+            for one in made
+        ],
+    )
+    connection.execute(
+        services.database.insert(episode_recording)
+        .from_select(
+            ["episode_id", "recording_id"],
+            sa.select(sa.literal(job.id), recording.c.id).where(
+                recording.c.tenant_id == tenant_id,
+                recording.c.spec_hash == job.spec_hash,
+                recording.c.take == take,
+            ),
+        )
+        .on_conflict_do_nothing()
+    )
+
+
+def _count_usage(
+    services: Services,
+    connection: sa.Connection,
+    job: Job,
+    made: list[Stored],
+    length_ms: int,
+    busy_ms: int,
+) -> None:
+    counted = {
+        "episodes": 1,
+        "audio_ms": length_ms,
+        "busy_ms": busy_ms,
+        "chars": job.row["text_chars"],
+        "stored_bytes": sum(one.size_bytes for one in made) if busy_ms else 0,
+    }
+    connection.execute(
+        services.database.insert(usage_day)
+        .values(
+            tenant_id=job.row["tenant_id"],
+            day=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+            endpoint_id=job.row["endpoint_id"],
+            engine=services.engine.info().name,
+            **counted,
+        )
+        .on_conflict_do_update(
+            index_elements=["tenant_id", "day", "endpoint_id", "engine"],
+            set_={name: usage_day.c[name] + value for name, value in counted.items()},
+        )
+    )
+
+
+def _change(connection: sa.Connection, held: Held, **values: Any) -> None:
+    held.check()
+    if not affected(connection.execute(mine(episode.update(), held).values(values))):
+        raise LostLease(f"episode {held.claim.episode_id} has another owner")
+
+
+def _end_attempt(
+    connection: sa.Connection, held: Held, outcome: str, error_code: str | None = None
+) -> None:
+    connection.execute(
+        attempt.update()
+        .where(attempt.c.episode_id == held.claim.episode_id, attempt.c.fence == held.claim.fence)
+        .values(outcome=outcome, ended_ms=now_ms(), error_code=error_code)
+    )
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,249 @@
+"""Who owns an episode: claim, renew, reap.
+
+A claim raises the episode's fence and gives a lease; every later write names that fence, so an
+owner that lost its lease (stopped, cut off, superseded) changes nothing when it wakes. Leases are
+renewed by one statement per worker; ids that do not come back are lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from pipeline import outbox
+from pipeline.database import Database, now_ms
+from pipeline.models import LEASED, attempt, episode, episode_log, worker
+
+OnDead = Callable[[sa.Connection, str], object]
+"""What the death of an episode causes, in the commit that makes it."""
+
+POISON_CRASHES = 3
+"""Crashes without progress after which an episode is dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One episode, owned by this worker until the fence moves on.
+
+    Attributes:
+        claimed_ms: database time of the claim; with a monotonic clock it gives later instants.
+        segments_done: stored sentences to go on after.
+    """
+
+    episode_id: str
+    fence: int
+    queue: str
+    segments_done: int
+    claimed_ms: int
+
+
+def register(
+    database: Database, worker_id: str, *, host: str, pid: int, kind: str, build: str
+) -> None:
+    """Make this process incarnation known; leases belong to it."""
+    with database.write() as connection:
+        connection.execute(
+            worker.insert().values(
+                id=worker_id,
+                host=host,
+                pid=pid,
+                kind=kind,
+                build=build,
+                state="starting",
+                started_ms=now_ms(),
+                seen_ms=now_ms(),
+            )
+        )
+
+
+def announce(
+    database: Database, worker_id: str, state: str, *, engine: str | None = None, slots: int = 0
+) -> None:
+    """Change what others see of this worker (`ready`, `draining`, `gone`)."""
+    values: dict[str, object] = {"state": state, "seen_ms": now_ms()}
+    if engine is not None:
+        values |= {"engine": engine, "slots": slots}
+    with database.write() as connection:
+        connection.execute(worker.update().where(worker.c.id == worker_id).values(values))
+
+
+def has_due(database: Database, queues: Collection[str]) -> bool:
+    """Is anything there to claim? A read, so that idle looks cost no write lock."""
+    with database.read() as connection:
+        found = connection.execute(
+            sa.select(episode.c.id)
+            .where(episode.c.state == "queued", episode.c.queue.in_(queues))
+            .limit(1)
+        )
+        return found.first() is not None
+
+
+def claim(
+    database: Database, worker_id: str, *, queue: str, limit: int, lease_ms: int
+) -> list[Claim]:
+    """Take the best due episodes of a queue, at most `limit`, in one commit.
+
+    Best: lowest priority number, then fair share between tenants, then oldest.
+    """
+    best = database.skip_locked(
+        sa.select(episode.c.id)
+        .where(episode.c.queue == queue, episode.c.state == "queued")
+        .order_by(episode.c.priority, episode.c.fair_at_ms, episode.c.id)
+        .limit(limit)
+    )
+    with database.write() as connection:
+        taken = connection.execute(
+            episode.update()
+            .where(episode.c.id.in_(best))
+            .values(
+                state="synthesising",
+                state_ms=now_ms(),
+                lease_owner=worker_id,
+                lease_until_ms=now_ms() + lease_ms,
+                fence=episode.c.fence + 1,
+                started_ms=sa.func.coalesce(episode.c.started_ms, now_ms()),
+            )
+            .returning(
+                episode.c.id,
+                episode.c.fence,
+                episode.c.segments_done,
+                episode.c.priority,
+                episode.c.fair_at_ms,
+                now_ms().label("now"),
+            )
+        ).all()
+        if not taken:
+            return []
+        connection.execute(
+            attempt.insert().values(started_ms=now_ms()),
+            [
+                {
+                    "episode_id": row.id,
+                    "fence": row.fence,
+                    "worker_id": worker_id,
+                    "first_segment": row.segments_done,
+                }
+                for row in taken
+            ],
+        )
+        log_states(
+            connection, [(row.id, row.fence) for row in taken], "synthesising", actor=worker_id
+        )
+        connection.execute(
+            worker.update()
+            .where(worker.c.id == worker_id)
+            .values(took_ms=now_ms(), seen_ms=now_ms())
+        )
+    taken = sorted(taken, key=lambda row: (row.priority, row.fair_at_ms, row.id))
+    return [Claim(row.id, row.fence, queue, row.segments_done, row.now) for row in taken]
+
+
+def renew(database: Database, worker_id: str, *, lease_ms: int) -> dict[str, int]:
+    """Prolong everything this worker owns; returns episode id -> fence of what it still owns."""
+    with database.write() as connection:
+        kept = connection.execute(
+            episode.update()
+            .where(episode.c.lease_owner == worker_id, episode.c.state.in_(LEASED))
+            .values(lease_until_ms=now_ms() + lease_ms)
+            .returning(episode.c.id, episode.c.fence)
+        ).all()
+        connection.execute(worker.update().where(worker.c.id == worker_id).values(seen_ms=now_ms()))
+    return {row.id: row.fence for row in kept}
+
+
+def reap(database: Database, *, on_dead: OnDead) -> int:
+    """Free every episode whose lease ran out; harmless when two processes do it."""
+    with database.read() as connection:
+        overdue = sa.and_(episode.c.state.in_(LEASED), episode.c.lease_until_ms < now_ms())
+        if connection.execute(sa.select(episode.c.id).where(overdue).limit(1)).first() is None:
+            return 0
+    return _free(database, overdue, "reaper", on_dead)
+
+
+def release_owners(
+    database: Database, worker_ids: Sequence[str], *, actor: str, on_dead: OnDead
+) -> int:
+    """Free at once what dead incarnations held; for a parent that saw its child exit."""
+    freed = _free(database, episode.c.lease_owner.in_(worker_ids), actor, on_dead)
+    with database.write() as connection:
+        connection.execute(worker.update().where(worker.c.id.in_(worker_ids)).values(state="gone"))
+    return freed
+
+
+def workers_of(database: Database, *, host: str, pid: int | None = None) -> list[str]:
+    """Incarnations on a host (of one process) that have not said goodbye."""
+    query = sa.select(worker.c.id).where(worker.c.host == host, worker.c.state != "gone")
+    if pid is not None:
+        query = query.where(worker.c.pid == pid)
+    with database.read() as connection:
+        return list(connection.execute(query).scalars())
+
+
+def log_states(
+    connection: sa.Connection,
+    episodes: Sequence[tuple[str, int]],
+    to_state: str,
+    *,
+    actor: str,
+    reason: str | None = None,
+) -> None:
+    """Append to the history of episodes (id, fence), in the commit that changes them."""
+    if episodes:
+        connection.execute(
+            episode_log.insert().values(ms=now_ms(), to_state=to_state, actor=actor, reason=reason),
+            [{"episode_id": episode_id, "fence": fence} for episode_id, fence in episodes],
+        )
+
+
+def _free(database: Database, which: sa.ColumnElement[bool], actor: str, on_dead: OnDead) -> int:
+    """Put leased episodes back into a queue.
+
+    A crash is not a failure of the episode that was running: with batching many innocent ones die
+    with one guilty. After a crash without progress suspects run alone, in quarantine; after
+    POISON_CRASHES of them an episode is dead.
+    """
+    made_progress = sa.exists().where(
+        attempt.c.episode_id == episode.c.id,
+        attempt.c.fence == episode.c.fence,
+        attempt.c.first_segment < episode.c.segments_done,
+    )
+    crashes = sa.case((made_progress, 0), else_=episode.c.crash_count + 1)
+    is_poison = sa.and_(sa.not_(made_progress), episode.c.crash_count + 1 >= POISON_CRASHES)
+    with database.write() as connection:
+        freed = connection.execute(
+            episode.update()
+            .where(episode.c.state.in_(LEASED), which)
+            .values(
+                crash_count=crashes,
+                queue=sa.case((made_progress, episode.c.queue), else_="quarantine"),
+                state=sa.case((is_poison, "dead"), else_="queued"),
+                error_code=sa.case((is_poison, "poison"), else_=episode.c.error_code),
+                error=sa.case(
+                    (is_poison, "the worker died each time it spoke this episode"),
+                    else_=episode.c.error,
+                ),
+                ended_ms=sa.case((is_poison, now_ms()), else_=None),
+                state_ms=now_ms(),
+                queued_ms=now_ms(),
+                fence=episode.c.fence + 1,
+                lease_owner=None,
+                lease_until_ms=0,
+            )
+            .returning(episode.c.id, episode.c.fence, episode.c.state)
+        ).all()
+        for row in freed:
+            connection.execute(
+                attempt.update()
+                .where(attempt.c.episode_id == row.id, attempt.c.fence == row.fence - 1)
+                .values(outcome="reaped", ended_ms=now_ms())
+            )
+            log_states(
+                connection, [(row.id, row.fence)], row.state, actor=actor, reason="lease lost"
+            )
+            if row.state == "dead":
+                on_dead(connection, row.id)
+        if freed:
+            outbox.put(connection, "quarantine", after_ms=-1_000)
+    return len(freed)

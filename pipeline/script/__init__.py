@@ -1,0 +1,40 @@
+"""Meeting notes to what is said: `Note` -> `Script` -> `SpeechRequest`."""
+
+from pipeline.script.casting import (
+    ChapterStart,
+    cast,
+    chapter_starts,
+    estimate_s,
+    speaker_languages,
+    to_request,
+)
+from pipeline.script.composer import compose, merge
+from pipeline.script.model import (
+    NARRATOR,
+    Chapter,
+    Script,
+    ScriptError,
+    Segment,
+    Skipped,
+    TooLong,
+    Unspeakable,
+)
+
+__all__ = [
+    "NARRATOR",
+    "Chapter",
+    "ChapterStart",
+    "Script",
+    "ScriptError",
+    "Segment",
+    "Skipped",
+    "TooLong",
+    "Unspeakable",
+    "cast",
+    "chapter_starts",
+    "compose",
+    "estimate_s",
+    "merge",
+    "speaker_languages",
+    "to_request",
+]

@@ -1,0 +1,237 @@
+"""Everything wired, in one place: settings in, the parts a process needs out.
+
+Parts are made when they are first asked for, so a web process loads no engine and a worker no web
+framework.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+import tomllib
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from connectors.base import Connector
+from pipeline import intake, schedule, servers
+from pipeline.database import Database
+from pipeline.endpoints import Endpoint, load_endpoints
+from pipeline.errors import Misconfigured, NotFound
+from pipeline.links import Links
+from pipeline.outbox import Send, Sender
+from pipeline.settings import Settings, connectors_environment
+from streaming.chunk_log import ChunkLog
+from streaming.errors import LogLost, StreamingError
+from streaming.redis_log import RedisLog
+from streaming.session import LiveSession
+from streaming.tokens import KeyRing
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from pipeline.audio import Encoder
+    from pipeline.storage import Storage
+
+log = logging.getLogger(__name__)
+
+
+class Services:
+    """The parts of one process; close it at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def database(self) -> Database:
+        """SQL."""
+        return Database(self.settings.effective_database_url)
+
+    @cached_property
+    def endpoints(self) -> dict[str, Endpoint]:
+        """The endpoints of connectors.toml by the name in their address."""
+        path = connectors_file(self.settings)
+        if path is None:
+            return {}
+        by_name = load_endpoints(path, env=connectors_environment())
+        return {endpoint.address: endpoint for endpoint in by_name.values()}
+
+    def sync_schedules(self) -> None:
+        """Make the schedules what connectors.toml says."""
+        path = connectors_file(self.settings)
+        document = tomllib.loads(path.read_text("utf-8")) if path is not None else {}
+        _ = self.doors  # endpoints have their rows
+        schedule.sync(self.database, schedule.parse_schedules(document.get("schedule", {})))
+
+    @cached_property
+    def doors(self) -> dict[str, intake.Door]:
+        """The stored side of each endpoint, by its name; `api` among them."""
+        kinds = {one.name: one.connector.name for one in self.endpoints.values()}
+        return intake.open_doors(self.database, kinds)
+
+    @cached_property
+    def links(self) -> Links:
+        """Live links, signed with the key in the data directory."""
+        key = read_or_make_secret(self.settings.data / "link-key")
+        return Links(
+            KeyRing({"k1": key.encode()}, "k1"),
+            base_url=self.settings.effective_public_url,
+            days=self.settings.link_days,
+        )
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Where recordings and stored sentences lie."""
+        from pipeline.storage import make_storage
+
+        where = self.settings.storage
+        if where == "folder":
+            where = f"folder:{self.settings.data / 'objects'}"
+        return make_storage(
+            where,
+            access_key=self.settings.s3_access_key.get_secret_value() or None,
+            secret_key=self.settings.s3_secret_key.get_secret_value() or None,
+        )
+
+    @cached_property
+    def redis_url(self) -> str:
+        """Where the live log is, in redis-py's words."""
+        if self.settings.broker_url:
+            return self.settings.broker_url
+        return servers.valkey(self.settings.data / "valkey").url
+
+    @cached_property
+    def broker_url(self) -> str:
+        """The same server in kombu's words."""
+        if not self.settings.broker_url:
+            return servers.valkey(self.settings.data / "valkey").broker_url
+        if self.settings.broker_url.startswith("unix://"):
+            path = self.settings.broker_url.removeprefix("unix://").partition("?")[0]
+            return f"redis+socket://{path}?virtual_host=0"
+        return self.settings.broker_url
+
+    @cached_property
+    def chunks(self) -> ChunkLog:
+        """The live log."""
+        return RedisLog(self.redis_url, keep_s=self.settings.keep_live_h * 3600)
+
+    @cached_property
+    def send(self) -> Send:
+        """Publishes wake-ups; connects at the first one."""
+        from pipeline.tasks import make_app, make_send
+
+        return make_send(make_app(self.broker_url))
+
+    @cached_property
+    def sender(self) -> Sender:
+        """Sends committed outbox rows at once."""
+        return Sender(self.database, self.send)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The voice."""
+        return make_engine(self.settings)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The one thread that encodes."""
+        from pipeline.audio import Encoder
+
+        return Encoder()
+
+    def connector(self, name: str) -> Connector:
+        """The connector of an endpoint.
+
+        Raises:
+            NotFound: connectors.toml has no such endpoint any more.
+        """
+        connector = self.connector_or_none(name)
+        if connector is None:
+            raise NotFound(f"connectors.toml has no endpoint {name!r} any more")
+        return connector
+
+    def connector_or_none(self, name: str) -> Connector | None:
+        """The connector of an endpoint, None for `api` and for endpoints that were removed."""
+        found = (one.connector for one in self.endpoints.values() if one.name == name)
+        return next(found, None)
+
+    def narrator(self, lang: str) -> str:
+        """The narrator's voice for a language: of the settings, else the engine's default."""
+        wished = {"en": self.settings.voice_en, "zh": self.settings.voice_zh}.get(lang, "")
+        return wished or self.engine.default_voice(lang)
+
+    def end_live(self, key: str, fence: int, *, failure: str | None = None) -> None:
+        """End a live stream from outside: stopped, or failed with a sentence for people.
+
+        Nobody waits for it if the log is away; whoever asks later is told by the database.
+        """
+        try:
+            try:
+                session = LiveSession.take_over(self.chunks, key, fence)
+            except LogLost:
+                session = LiveSession.create(self.chunks, key, fence, meta={})
+            if failure is None:
+                session.end("stopped")
+            else:
+                session.fail("engine_failed", failure)
+        except StreamingError as error:
+            log.info("listeners not told: %s", error, extra={"episode": key})
+
+    def close(self) -> None:
+        """Release what was made."""
+        made = vars(self)
+        for name in ("sender", "engine", "encoder", "chunks", "storage", "database"):
+            part: Any = made.get(name)
+            if part is not None:
+                part.close()
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine that the settings name, its model not loaded yet."""
+    from engine.backends import make_backend
+    from engine.engine import Engine
+
+    options: dict[str, Any] = {}
+    if settings.engine == "kokoro":
+        options = {"cache_dir": settings.data / "models", "threads": settings.engine_threads}
+    elif settings.engine == "tone":
+        options = {
+            "pace": settings.tone_pace,
+            "rtf": settings.tone_rtf,
+            "faults": settings.tone_faults,
+        }
+    return Engine(make_backend(settings.engine, **options))
+
+
+def connectors_file(settings: Settings) -> Path | None:
+    """The connectors.toml that is used, None if there is none.
+
+    Raises:
+        Misconfigured: the settings name one that does not exist.
+    """
+    if settings.connectors is not None:
+        if not settings.connectors.is_file():
+            raise Misconfigured(f"connectors: there is no file {settings.connectors}")
+        return settings.connectors
+    for path in (settings.data / "connectors.toml", Path("connectors.toml")):
+        if path.is_file():
+            return path
+    return None
+
+
+def read_or_make_secret(path: Path) -> str:
+    """A secret in a file that only we can read; made when it is not there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        for _ in range(50):  # another process may be writing it
+            if text := path.read_text().strip():
+                return text
+            time.sleep(0.02)
+        raise Misconfigured(f"{path} is empty; remove it to get a new one") from None
+    text = secrets.token_urlsafe(32)
+    with os.fdopen(handle, "w") as file:
+        file.write(text + "\n")
+    return text

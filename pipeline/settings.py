@@ -1,0 +1,181 @@
+"""Every knob, typed, read once.
+
+Values come from, in this order: arguments of the command line, the environment (`NOTECAST_*`),
+`notecast.toml` in the data directory or the working directory, the defaults below. A key nobody
+knows is an error that names the nearest known one. `notecast config` prints the effective values,
+secrets masked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import Misconfigured
+
+PREFIX = "NOTECAST_"
+EngineName = Literal["kokoro", "tone"]
+
+
+class Settings(BaseSettings):
+    """The settings of one process; frozen."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    # where things lie
+    data: Path = Field(Path("data"), description="directory of everything a small install keeps")
+    connectors: Path | None = Field(
+        None, description="connectors.toml; looked for in the data, then the working directory"
+    )
+    database_url: str = Field(
+        "", description="sqlite:////path or postgresql+psycopg://...; empty: DATA/notecast.db"
+    )
+    broker_url: str = Field(
+        "", description="redis://host/db or unix:///path.sock; empty: the embedded Valkey"
+    )
+    storage: str = Field(
+        "folder", description="folder, folder:PATH or s3://bucket/prefix?endpoint=URL"
+    )
+    s3_access_key: SecretStr = Field(SecretStr(""), description="for an s3:// storage")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="for an s3:// storage")
+
+    # the door
+    host: str = Field("127.0.0.1", description="address the web door listens on")
+    port: int = Field(8080, ge=0, le=65535, description="port of the web door")
+    public_url: str = Field(
+        "", description="how others reach the web door; empty: http://HOST:PORT"
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        (), description="further pages that may open /v1/live; the same host always may"
+    )
+    body_limit_bytes: int = Field(1 << 20, gt=0, description="larger hooks get 413")
+    link_days: int = Field(30, gt=0, description="how long a live link works")
+    hook_tolerance_s: float = Field(300.0, gt=0, description="oldest signature accepted")
+    transactions: int = Field(16, gt=0, description="open transactions per web process")
+
+    # the voice
+    engine: EngineName = Field("kokoro", description="the voice: kokoro, or tone for drills")
+    engine_threads: int = Field(2, gt=0, description="CPU threads of the embedded voice")
+    warm: tuple[str, ...] = Field(
+        ("en", "zh"), description="languages loaded before a worker says it is ready"
+    )
+    voice_en: str = Field("", description="narrator for English; empty: the engine's default")
+    voice_zh: str = Field("", description="narrator for Chinese; empty: the engine's default")
+    tone_pace: Literal["instant", "paced"] = Field("instant", description="tone engine: speed")
+    tone_rtf: float = Field(
+        0.25, gt=0, description="tone engine, paced: seconds of work per second"
+    )
+    tone_faults: bool = Field(False, description="tone engine: texts may ask for a crash (drills)")
+    formats: tuple[Literal["opus", "mp3", "wav"], ...] = Field(
+        ("opus", "mp3"), description="recordings made of every episode"
+    )
+    reuse: bool = Field(
+        True, description="same text, voice and settings: take the recording we have"
+    )
+
+    # never losing
+    lease_ms: int = Field(15_000, ge=1_000, description="a silent worker loses its episodes after")
+    renew_ms: int = Field(5_000, ge=200, description="leases are renewed this often")
+    hung_s: float = Field(
+        30.0, gt=0, description="no engine step for so long: the worker is replaced"
+    )
+    look_s: float = Field(2.0, gt=0, description="an idle worker looks for work without a message")
+    durable_after_s: float = Field(
+        20.0, ge=0, description="episodes estimated shorter are spoken again after a crash"
+    )
+    keep_segments_h: float = Field(24.0, ge=0, description="stored sentences are kept so long")
+    keep_live_h: float = Field(
+        6.0, gt=0, description="a finished live stream can be resumed so long"
+    )
+    drain_s: float = Field(20.0, ge=0, description="a stopping worker finishes its sentence within")
+    attempts: int = Field(3, gt=0, description="tries of an episode that fails with unknown errors")
+    effect_hours: float = Field(24.0, gt=0, description="a row write-back is tried for so long")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING"] = Field(
+        "INFO", description="log lines from here on"
+    )
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database that is used."""
+        return self.database_url or f"sqlite:///{self.data.resolve() / 'notecast.db'}"
+
+    @property
+    def effective_public_url(self) -> str:
+        """The address that links begin with, without a slash at the end."""
+        host = "localhost" if self.host in ("127.0.0.1", "0.0.0.0", "::") else self.host  # noqa: S104
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
+
+    @property
+    def host_name(self) -> str:
+        """Which machine and data directory a worker row belongs to."""
+        return f"{socket.gethostname()}:{self.data.resolve()}"
+
+    def environment(self) -> dict[str, str]:
+        """These values as environment variables, for a child process."""
+        found: dict[str, str] = {}
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            elif isinstance(value, tuple):
+                value = "[" + ",".join(f'"{item}"' for item in value) + "]"
+            if value is not None:
+                found[PREFIX + name.upper()] = str(value)
+        return found
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; `None` among the overrides means "not given".
+
+    Raises:
+        Misconfigured: an unknown key or a value of the wrong kind; the message names it.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    _refuse_unknown((key for key in os.environ if key.startswith(PREFIX)), prefix=PREFIX)
+    data = Path(given.get("data") or os.environ.get(PREFIX + "DATA") or "data")
+    from_file = _read_file(data)
+    in_environment = {
+        key.removeprefix(PREFIX).lower() for key in os.environ if key.startswith(PREFIX)
+    }
+    values = {k: v for k, v in from_file.items() if k not in in_environment} | given
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise Misconfigured(f"{name} ({PREFIX}{name.upper()}): {first['msg']}") from error
+
+
+def connectors_environment() -> Mapping[str, str]:
+    """The environment that `env:NAME` references in connectors.toml are looked up in."""
+    return os.environ
+
+
+def _read_file(data: Path) -> dict[str, Any]:
+    for path in (data / "notecast.toml", Path("notecast.toml")):
+        if path.is_file():
+            try:
+                values = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise Misconfigured(f"{path}: {error}") from error
+            _refuse_unknown(iter(values), prefix="", where=f"{path}: ")
+            return values
+    return {}
+
+
+def _refuse_unknown(keys: Any, *, prefix: str, where: str = "") -> None:
+    known = {prefix + (name.upper() if prefix else name) for name in Settings.model_fields}
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise Misconfigured(f"{where}unknown setting {key}{hint}")

@@ -1,0 +1,615 @@
+/** The page: a session's frames go from the connection to the voice, its words to the transcript. */
+
+import { Timeline } from "./buffer.js";
+import { Captions } from "./captions.js";
+import { playableCodecs } from "./decoder.js";
+import { Connection, TICKS_PER_MS, sessionOf } from "./protocol.js";
+import { chooseLanguage, clock, known, say, spokenClock } from "./strings.js";
+import { FileVoice, LiveVoice } from "./voice.js";
+import { parseVtt } from "./vtt.js";
+
+const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5];
+const BACK_MS = 15_000;
+const FORWARD_MS = 30_000;
+const BEHIND_MS = 8_000; // so far behind the live edge, going there is worth a button
+const LATE_MS = 20_000; // so late at the door, where to begin is worth a question
+const FETCH_AHEAD_MS = 5_000; // a place nearer than this comes by itself soon enough
+const EVENTS_KEPT = 500;
+
+const $ = (id) => document.getElementById(id);
+
+class Player {
+  #timeline = new Timeline();
+  #captions = new Captions($("transcript"), {
+    seek: (ms) => this.seek(ms),
+    onFollow: () => this.#paintFollow(),
+  });
+  #voice = new LiveVoice(this.#timeline, this);
+  #connection = null;
+  #opened = null;
+  #cursor = null; // position of the last thing received in order
+  #sent = 0; // ms: how far the server's own reading has come
+  #edge = 0; // ms: how far the session is spoken
+  #state = "generating";
+  #queue = null;
+  #end = null;
+  #file = null;
+  #down = null; // how the connection was lost, while it is
+  #problem = null;
+  #started = false;
+  #atLive = false;
+  #goal = null; // ms asked of the server, "live", or null
+  #clickedAt = 0;
+  #openedAt = 0;
+  #stats = { ttfa_ms: null, first_frame_ms: null, recv_seq: -1, received_sha256: null, codec: null };
+  #events = [];
+  #stale = true; // the bar must be drawn anew
+
+  async begin() {
+    chooseLanguage();
+    this.#wire();
+    this.#label();
+    const token = new URLSearchParams(location.hash.slice(1)).get("t");
+    const sid = token && sessionOf(token);
+    if (!sid) this.#fail("no_token");
+    else if (!isSecureContext) this.#fail("insecure");
+    else if (!LiveVoice.supported) this.#fail("unsupported");
+    else await this.#connect(token, sid);
+    this.#paint();
+  }
+
+  async #connect(token, sid) {
+    const codecs = await playableCodecs();
+    const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/live`;
+    this.#openedAt = performance.now();
+    this.#connection = new Connection({ url, token, sid, codecs, host: this });
+  }
+
+  // What the connection asks and tells.
+
+  from() {
+    if (typeof this.#goal === "number") return { ms: Math.floor(this.#goal) };
+    if (!this.#cursor) return { at: "start" };
+    return { seq: this.#cursor[0], k: this.#cursor[1] };
+  }
+
+  progress() {
+    const { underruns } = this.#voice.report;
+    return {
+      seq: Math.max(0, this.#stats.recv_seq), play_ms: Math.round(this.#voice.positionMs),
+      buf_ms: Math.round(this.#voice.bufferedMs), under: underruns,
+    };
+  }
+
+  onFrame(frame, current) {
+    this.#back();
+    if (current) {
+      this.#cursor = [frame.seq, 0];
+      this.#sent = (frame.pts + frame.dur) / TICKS_PER_MS;
+    }
+    if (frame.end) return;
+    this.#stats.recv_seq = Math.max(this.#stats.recv_seq, frame.seq);
+    this.#stats.first_frame_ms ??= performance.now() - this.#openedAt;
+    this.#stats.codec = frame.codec;
+    if (!this.#timeline.add(frame)) return;
+    this.#edge = Math.max(this.#edge, this.#timeline.end / TICKS_PER_MS);
+    this.#stale = true;
+    this.#voice.arrived?.(frame);
+    this.#finish();
+  }
+
+  onMessage(message, current) {
+    this.#back();
+    if (message.p && current) this.#cursor = message.p;
+    this.#messages[message.t]?.(message);
+    if (!["seg", "w", "pong"].includes(message.t)) this.#paint();
+  }
+
+  #messages = {
+    queued: (m) => {
+      this.#queue = m;
+      this.#note("queued", { pos: m.pos });
+    },
+    opened: (m) => this.#onOpened(m),
+    seg: (m) => this.#captions.addSentence(m),
+    w: (m) => this.#captions.addWords(m),
+    cut: (m) => this.#onCut(m),
+    gap: (m) => this.#timeline.gap(m.from_seq, m.to_seq),
+    state: (m) => {
+      this.#state = m.state;
+      if (m.state === "failed") this.#voice.finish?.(this.#edge);
+      this.#note("state", { state: m.state });
+    },
+    end: (m) => {
+      this.#end = m;
+      this.#state = "ended";
+      this.#stale = true;
+      this.#note("end", { why: m.why });
+      if (m.url) this.#file ??= { url: m.url };
+      this.#paintFiles();
+      this.#finish();
+    },
+    file: (m) => {
+      this.#file = m;
+      this.#paintFiles();
+    },
+    error: () => {
+      this.#problem = "engine_failed";
+    },
+  };
+
+  onDown(how) {
+    this.#down = how;
+    this.#note("down", how);
+    this.#paint();
+  }
+
+  onUnderrun() {
+    this.#note("underrun", this.#voice.report.underruns);
+    this.#connection?.ack();
+  }
+
+  onProblem(code, message) {
+    this.#note("problem", { code });
+    const url = message.url ?? message.file?.url ?? this.#file?.url;
+    if (code === "gone" && url) this.#playFile({ ...this.#file, ...message.file, ...message, url });
+    else if (!this.#whole()) this.#fail(known(code) ? code : message.retry_ms == null ? "internal" : "busy");
+  }
+
+  #onOpened(m) {
+    const first = !this.#opened;
+    this.#opened = m;
+    this.#queue = null;
+    this.#state = m.state;
+    this.#edge = Math.max(this.#timeline.end / TICKS_PER_MS, m.head.ms);
+    this.#sent = m.from.ms;
+    this.#stale = true;
+    this.#note("opened", { from_ms: m.from.ms });
+    this.#voice.configure?.({ skip: m.skip, preMs: m.pre_ms ?? 0 });
+    if (first) this.#introduce(m);
+    // The place we asked for may not be there any more, or may be wherever the voice is now.
+    if (this.#goal === "live" || (this.#goal !== null && m.from.ms > this.#goal + 1_000)) {
+      this.#voice.seek(m.from.ms);
+    }
+    this.#goal = null;
+  }
+
+  #onCut(m) {
+    const crashed = m.why === "retry";
+    const here = this.#voice.positionMs;
+    this.#note("cut", { from_seg: m.from_seg, cut_ms: m.cut_ms, why: m.why });
+    this.#timeline.cut(m.e, m.from_seg);
+    this.#captions.cut(m.e, m.from_seg, crashed || here < m.cut_ms ? -1 : this.#captions.segAt(here));
+    this.#end = null;
+    this.#edge = this.#sent = m.cut_ms;
+    this.#stale = true;
+    this.#stats.received_sha256 = null;
+    this.#voice.cut?.({ epoch: m.e, fromSeg: m.from_seg, ms: m.cut_ms, crashed });
+  }
+
+  /** Once the end is known: tell the voice, and take the digest when all is here. */
+  async #finish() {
+    if (!this.#end) return;
+    this.#edge = this.#end.dur_ms;
+    this.#voice.finish?.(this.#end.dur_ms);
+    this.#stats.received_sha256 ??= await this.#timeline.digest(this.#end.chunks);
+  }
+
+  /** Is everything of the session here? Then no server is needed any more. */
+  #whole() {
+    return this.#end !== null && this.#timeline.reach(0) / TICKS_PER_MS >= this.#end.dur_ms - 1;
+  }
+
+  #back() {
+    if (!this.#down) return;
+    this.#down = null;
+    this.#problem = null;
+    this.#note("back", {});
+    this.#paint();
+  }
+
+  // What the voice asks and tells.
+
+  onVoice() {
+    this.#note("voice", { state: this.#voice.state });
+    this.#paint();
+  }
+
+  onSound(agoS) {
+    this.#stats.ttfa_ms ??= Math.round(performance.now() + agoS * 1_000 - this.#clickedAt);
+    this.#note("sound", { ttfa_ms: this.#stats.ttfa_ms });
+  }
+
+  /** The voice lacks the place at `ms`; ask for it, unless it is on its way. */
+  onNeed(ms) {
+    const onItsWay = ms >= this.#sent - 1 && ms <= this.#sent + FETCH_AHEAD_MS;
+    if (onItsWay || this.#goal !== null || !this.#connection?.up) return;
+    this.#goal = ms;
+    this.#connection.open({ ms: Math.floor(ms) });
+  }
+
+  // What the listener wants.
+
+  async play() {
+    if (!this.#ready()) return;
+    this.#clickedAt ||= performance.now();
+    this.#started = true;
+    try {
+      await this.#voice.play();
+    } catch {
+      this.#fail("unsupported");
+    }
+    this.#connection?.ack();
+    this.#paint();
+  }
+
+  pause() {
+    this.#voice.pause();
+    this.#paint();
+  }
+
+  toggle() {
+    const stopped = ["idle", "paused", "done"].includes(this.#voice.state);
+    if (stopped || this.#interrupted()) this.play();
+    else this.pause();
+  }
+
+  seek(ms) {
+    if (!this.#ready()) return;
+    this.#live(false);
+    this.#voice.seek(Math.max(0, Math.min(ms, Math.max(0, this.#reachable() - 200))));
+    this.#connection?.ack();
+    this.#captions.follow(true);
+    this.#paint();
+  }
+
+  jumpToLive() {
+    this.#live(true);
+    const cushionMs = Math.max(this.#voice.report.targetMs, 300);
+    if (this.#timeline.end / TICKS_PER_MS >= this.#edge - 100) {
+      this.#voice.seek(Math.max(0, this.#edge - cushionMs));
+    } else if (this.#connection?.up) {
+      this.#goal = "live";
+      this.#connection.open({ at: "live" });
+    }
+    this.#connection?.ack();
+    this.#captions.follow(true);
+    this.play();
+  }
+
+  speed(value) {
+    $("speed").value = String(value);
+    this.#voice.tempo({ speed: value });
+  }
+
+  sentence(step) {
+    const ms = this.#captions.neighbour(this.#voice.positionMs, step);
+    if (ms !== null) this.seek(ms);
+  }
+
+  #live(on) {
+    this.#atLive = on;
+    this.#voice.tempo({ live: on });
+  }
+
+  #ready() {
+    return this.#opened !== null || this.#voice instanceof FileVoice;
+  }
+
+  #reachable() {
+    return this.#voice.durationMs ?? this.#edge;
+  }
+
+  #interrupted() {
+    return this.#started && ["suspended", "interrupted"].includes(this.#voice.contextState);
+  }
+
+  /** The session is gone, its recording is not: the same controls, another source. */
+  async #playFile(file) {
+    const at = this.#voice.positionMs;
+    const wanted = ["waiting", "playing"].includes(this.#voice.state);
+    this.#voice.pause();
+    this.#file = file;
+    this.#problem = this.#down = null;
+    this.#state = "ended";
+    this.#voice = new FileVoice(address(file.url), this);
+    this.#voice.tempo({ speed: Number($("speed").value) });
+    this.#voice.seek(at);
+    if (file.title) this.#introduce(file);
+    if (wanted) this.#voice.play().catch(() => this.onVoice());
+    this.#paintFiles();
+    this.#paint();
+    if (!file.vtt || !this.#captions.empty) return;
+    const answer = await fetch(address(file.vtt)).catch(() => null);
+    if (!answer?.ok) return;
+    for (const { sentence, words } of parseVtt(await answer.text())) {
+      this.#captions.addSentence(sentence);
+      this.#captions.addWords(words);
+    }
+  }
+
+  #fail(code) {
+    this.#problem = code;
+    this.#paint();
+  }
+
+  // Watching.
+
+  stats() {
+    const { report } = this.#voice;
+    return {
+      ...this.#stats,
+      state: this.#face(),
+      underruns: report.underruns,
+      target_ms: Math.round(report.targetMs),
+      buf_ms: Math.round(this.#voice.bufferedMs),
+      play_ms: Math.round(this.#voice.positionMs),
+      edge_ms: Math.round(this.#edge),
+      reconnects: this.#connection?.reconnects ?? 0,
+      end_sha256: this.#end?.sha256 ?? null,
+      tap: report.tap,
+    };
+  }
+
+  events() {
+    return this.#events;
+  }
+
+  #note(type, more) {
+    this.#events.push({ at: Math.round(performance.now()), type, ...more });
+    if (this.#events.length > EVENTS_KEPT) this.#events.shift();
+  }
+
+  // Showing. `#face` names what is the case; the rest follows from it.
+
+  #face() {
+    if (this.#voice instanceof FileVoice && this.#voice.state !== "done") return "file";
+    if (this.#voice.state === "done") return "ended";
+    if (this.#down && !this.#whole()) return this.#opened ? "reconnecting" : "connecting";
+    if (this.#problem && !this.#ready()) return "problem";
+    if (this.#interrupted()) return "suspended";
+    if (this.#queue) return "queued";
+    if (!this.#opened) return "connecting";
+    if (!this.#edge && this.#state === "generating" && !this.#started) return "waitingForVoice";
+    if (this.#voice.state === "waiting") return this.#state === "paused" ? "hostPaused" : "buffering";
+    return { idle: "ready", playing: "playing", paused: "paused" }[this.#voice.state];
+  }
+
+  #sentenceFor(face) {
+    if (face === "problem") return "";
+    if (face === "reconnecting") return say(face, Math.round(this.#voice.bufferedMs / 1_000));
+    if (face === "queued") {
+      const { pos, eta_ms: eta } = this.#queue;
+      if (pos == null) return say("waitingForVoice");
+      return eta ? say("queuedSoon", pos, spokenClock(eta)) : say("queued", pos);
+    }
+    return say(face);
+  }
+
+  #trouble() {
+    if (this.#problem) return this.#problem;
+    if (!this.#down || this.#whole()) return null;
+    if (!navigator.onLine) return "offline";
+    if (this.#down.busy) return "busy";
+    return this.#down.failures > 3 ? "unreachable" : null;
+  }
+
+  #paint() {
+    const face = this.#face();
+    const text = this.#sentenceFor(face);
+    const isQuiet = ["ready", "playing", "paused", "file"].includes(face);
+    const isLive = this.#opened && ["generating", "paused"].includes(this.#state);
+    document.body.dataset.phase = this.#started ? "on" : this.#ready() ? "ready" : "connecting";
+    document.body.dataset.face = face;
+    put($("status"), isQuiet ? say(isLive ? "spokenNow" : "spoken") : text);
+    const trouble = this.#trouble();
+    $("problem").hidden = !trouble;
+    put($("problem"), trouble ? say(trouble) : "");
+    if ($("announce").dataset.face !== face) {
+      $("announce").dataset.face = face;
+      put($("announce"), text);
+    }
+    this.#paintButtons(face, isLive);
+    $("badge").hidden = !isLive && face !== "queued";
+    $("badge").classList.toggle("quiet", face === "queued" || Boolean(this.#down));
+    put($("badge"), say(face === "queued" ? "badgeQueued" : "badgeLive"));
+    $("still").hidden = !isLive || this.#captions.empty;
+    if ("mediaSession" in navigator) {
+      const sounding = ["playing", "buffering", "reconnecting"].includes(face);
+      navigator.mediaSession.playbackState = !this.#started ? "none" : sounding ? "playing" : "paused";
+    }
+  }
+
+  #paintButtons(face, isLive) {
+    const stopped = ["idle", "paused", "done"].includes(this.#voice.state) || face === "suspended";
+    const isLate = !this.#started && isLive && this.#edge > LATE_MS;
+    const label = face === "ended" ? "again" : stopped ? (this.#started ? "play" : isLate ? "listenStart" : "listen") : "pause";
+    $("play").disabled = !this.#ready();
+    $("play").setAttribute("aria-label", say(label));
+    $("play-text").hidden = this.#started;
+    put($("play-text"), say(label));
+    $("play-icon").setAttribute("href", stopped ? "#i-play" : "#i-pause");
+    const behind = this.#edge - this.#voice.positionMs > BEHIND_MS;
+    const isAtLive = this.#atLive && this.#started;
+    $("live").hidden = !isLive || (this.#started ? !behind && !isAtLive : !isLate);
+    $("live").disabled = isAtLive;
+    put($("live"), say(this.#started ? (isAtLive ? "atLive" : "jumpLive") : "joinLive"));
+  }
+
+  #paintFollow() {
+    $("follow").hidden = this.#captions.following || !this.#started;
+  }
+
+  #paintFiles() {
+    const links = [["recording", this.#file?.url], ["captions", this.#file?.vtt], ["chapters", this.#file?.chapters]];
+    const nodes = links.flatMap(([key, url]) => {
+      const href = url && address(url);
+      if (!href) return [];
+      const link = document.createElement("a");
+      link.href = href;
+      link.download = "";
+      link.textContent = say(key);
+      return [link];
+    });
+    $("files").replaceChildren(...nodes);
+    $("files").hidden = !nodes.length;
+  }
+
+  /** Each frame: the word that is heard, and the place on the bar. */
+  #tick = () => {
+    requestAnimationFrame(this.#tick);
+    if (!this.#ready()) return;
+    const ms = this.#voice.positionMs;
+    if (this.#started) this.#captions.show(ms);
+    if (!$("seek").matches(":active")) $("seek").value = ms;
+    const share = (value) => `${Math.min(100, (100 * value) / this.#span())}%`;
+    $("spoken").style.width = share($("seek").valueAsNumber);
+    if (this.#stale || this.#voice.durationMs) this.#paintBar(share);
+    put($("now"), clock($("seek").valueAsNumber));
+  };
+
+  /** What the whole bar stands for (ms); while the voice speaks there is some room for more. */
+  #span() {
+    if (this.#voice.durationMs) return this.#voice.durationMs;
+    return this.#end || this.#state === "failed" ? Math.max(1, this.#edge) : Math.max(this.#edge * 1.1, this.#edge + 10_000);
+  }
+
+  #paintBar(share) {
+    this.#stale = false;
+    const ranges = this.#voice.durationMs
+      ? [[0, this.#voice.durationMs]]
+      : this.#timeline.ranges().map((range) => range.map((ticks) => ticks / TICKS_PER_MS));
+    $("seek").max = Math.ceil(this.#span());
+    $("edge").style.width = share(this.#reachable());
+    $("received").replaceChildren(...ranges.map(([from, to]) => {
+      const piece = document.createElement("i");
+      piece.style.left = share(from);
+      piece.style.right = `calc(100% - ${share(to)})`;
+      return piece;
+    }));
+    const isOver = this.#end || this.#voice.durationMs || this.#state === "failed";
+    put($("total"), isOver ? clock(this.#reachable()) : say("soFar", clock(this.#edge)));
+  }
+
+  /** Once a second: what needs no more haste, and what a hidden page still must do. */
+  #second() {
+    this.#paint();
+    if (!this.#ready()) return;
+    const ms = this.#voice.positionMs;
+    const total = this.#reachable();
+    this.#timeline.trim(ms * TICKS_PER_MS);
+    const received = spokenClock(ms + this.#voice.bufferedMs);
+    $("seek").setAttribute("aria-valuetext", this.#end || this.#voice.durationMs
+      ? say("position", spokenClock(ms), spokenClock(total))
+      : say("positionLive", spokenClock(ms), received, spokenClock(total)));
+    if (this.#started && total > 0) {
+      navigator.mediaSession?.setPositionState?.({
+        duration: total / 1_000, position: Math.min(ms, total) / 1_000, playbackRate: Number($("speed").value),
+      });
+    }
+  }
+
+  #introduce({ title, lang }) {
+    chooseLanguage(lang);
+    this.#label();
+    put($("title"), title || "Notecast");
+    $("title").lang = lang || "";
+    this.#captions.language = lang || "";
+    document.title = title ? `${title} · Notecast` : "Notecast";
+    if ("mediaSession" in navigator) {
+      navigator.mediaSession.metadata = new MediaMetadata({
+        title: title || "Notecast", artist: say("artist"),
+        artwork: [{ src: "/static/favicon.svg", type: "image/svg+xml", sizes: "any" }],
+      });
+    }
+  }
+
+  /** Put the language's words on everything that has a fixed one. */
+  #label() {
+    for (const id of ["back", "previous", "next", "forward", "seek", "transcript"]) {
+      $(id).setAttribute("aria-label", say(id));
+    }
+    for (const id of ["back", "previous", "next", "forward"]) $(id).title = say(id);
+    put($("speed-label"), say("speed"));
+    put($("follow"), say("follow"));
+    put($("still"), say("still"));
+    this.#stale = true;
+  }
+
+  // Wiring.
+
+  #wire() {
+    const click = (id, action) => $(id).addEventListener("click", action);
+    click("play", () => this.toggle());
+    click("back", () => this.seek(this.#voice.positionMs - BACK_MS));
+    click("forward", () => this.seek(this.#voice.positionMs + FORWARD_MS));
+    click("previous", () => this.sentence(-1));
+    click("next", () => this.sentence(1));
+    click("live", () => this.jumpToLive());
+    click("follow", () => this.#captions.follow(true));
+    $("seek").addEventListener("change", () => this.seek($("seek").valueAsNumber));
+    $("speed").replaceChildren(...SPEEDS.map((value) => new Option(`${value}×`, value, value === 1, value === 1)));
+    $("speed").addEventListener("change", () => this.speed(Number($("speed").value)));
+    addEventListener("keydown", (event) => this.#key(event));
+    addEventListener("hashchange", () => location.reload());
+    addEventListener("pageshow", () => this.#paint());
+    setInterval(() => this.#second(), 1_000);
+    requestAnimationFrame(this.#tick);
+    this.#wireMediaSession();
+  }
+
+  #wireMediaSession() {
+    const actions = {
+      play: () => this.play(),
+      pause: () => this.pause(),
+      stop: () => this.pause(),
+      seekbackward: ({ seekOffset }) => this.seek(this.#voice.positionMs - (seekOffset * 1_000 || BACK_MS)),
+      seekforward: ({ seekOffset }) => this.seek(this.#voice.positionMs + (seekOffset * 1_000 || FORWARD_MS)),
+      seekto: ({ seekTime }) => this.seek(seekTime * 1_000),
+      previoustrack: () => this.sentence(-1),
+      nexttrack: () => this.sentence(1),
+    };
+    for (const [name, action] of Object.entries(actions)) {
+      try {
+        navigator.mediaSession?.setActionHandler(name, action);
+      } catch {
+        // A browser may not know every action.
+      }
+    }
+  }
+
+  #key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    const at = event.target;
+    const ownsSpace = at instanceof HTMLButtonElement || at instanceof HTMLAnchorElement;
+    if (at instanceof HTMLSelectElement || (event.key === " " && ownsSpace)) return;
+    const step = (by) => this.speed(SPEEDS[Math.max(0, Math.min(SPEEDS.length - 1, $("speed").selectedIndex + by))]);
+    const action = {
+      " ": () => this.toggle(),
+      ArrowLeft: () => this.seek(this.#voice.positionMs - BACK_MS),
+      ArrowRight: () => this.seek(this.#voice.positionMs + FORWARD_MS),
+      ArrowUp: () => step(1),
+      ArrowDown: () => step(-1),
+      ",": () => this.sentence(-1),
+      ".": () => this.sentence(1),
+    }[event.key];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  }
+}
+
+/** Write only what changed: a live region speaks each writing, and layout is not free. */
+function put(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/** `url` made absolute, or null unless it is http(s). */
+function address(url) {
+  const { protocol, href } = new URL(url, location.href);
+  return /^https?:$/.test(protocol) ? href : null;
+}
+
+const player = new Player();
+window.__nc = { stats: () => player.stats(), events: () => player.events() };
+player.begin();

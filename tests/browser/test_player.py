@@ -1,0 +1,444 @@
+"""The player page in a real browser, fed by real sessions through the real gateway."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from streaming.session import LiveSession
+from tests.browser.cdp import Tab
+from tests.browser.feed import CHINESE, CHUNK_MS, ENGLISH, Sentence, Writer, in_background, sentences
+from tests.browser.stage import Stage
+
+SCRIPT = sentences(chunks=6)  # 4.8 s
+SCRIPT_MS = sum(sentence.chunks for sentence in SCRIPT) * CHUNK_MS
+FULL_CUSHION_MS = 1_500
+
+
+def stats(tab: Tab) -> dict[str, Any]:
+    found: dict[str, Any] = tab.evaluate("window.__nc.stats()")
+    return found
+
+
+def events(tab: Tab, kind: str) -> list[dict[str, Any]]:
+    return [event for event in tab.evaluate("window.__nc.events()") if event["type"] == kind]
+
+
+def wait(tab: Tab, condition: str, *, limit_s: float = 20.0) -> None:
+    """Wait until `condition`, written over the page's statistics `s`, is true."""
+    tab.wait(f"(() => {{ const s = window.__nc.stats(); return {condition}; }})()", limit_s=limit_s)
+
+
+def spoken(stage: Stage, **options: Any) -> LiveSession:
+    """A session that is spoken and over."""
+    session = stage.session()
+    Writer(session, pcm=True).speak(options.pop("script", SCRIPT), pace=0, **options)
+    return session
+
+
+def expected_words(script: list[Sentence], writer: Writer) -> Iterator[tuple[str, int, int]]:
+    start_ms = 0
+    for sentence in script:
+        yield from sentence.words(start_ms)
+        start_ms += sentence.chunks * CHUNK_MS
+
+
+def test_steady_stream_plays_without_underrun_and_lights_up_the_word_that_is_heard(
+    stage: Stage, tab: Tab
+) -> None:
+    session = stage.session()
+    writer = Writer(session)
+    thread = in_background(lambda: writer.speak(SCRIPT, pace=0.8))
+    tab.open(stage.link(session.sid))
+    wait(tab, f"s.buf_ms >= {FULL_CUSHION_MS}")
+    tab.click("#play")
+    samples = []
+    for place_ms in (700, 1_500, 2_500, 3_500, 4_300):
+        wait(tab, f"s.play_ms >= {place_ms}")
+        samples.append(
+            tab.evaluate(
+                "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => "
+                "done([document.querySelector('#transcript span.now')?.textContent,"
+                " window.__nc.stats().play_ms]))))"
+            )
+        )
+    wait(tab, "s.state === 'ended'")
+    thread.join()
+
+    timed = list(expected_words(SCRIPT, writer))
+    for word, ms in samples:
+        # One frame may lie between the painting and the question.
+        near = {w for w, start, end in timed if start - 100 <= ms < end + 150}
+        assert word in near, (word, ms)
+    shown = tab.evaluate("[...document.querySelectorAll('#transcript p')].map(p => p.textContent)")
+    assert shown == list(ENGLISH)
+    after = stats(tab)
+    assert after["underruns"] == {"n": 0, "ms": 0}
+    assert after["received_sha256"] == after["end_sha256"]
+    assert after["ttfa_ms"] is not None
+
+
+def test_silence_of_the_engine_is_one_underrun_and_the_voice_goes_on(
+    stage: Stage, tab: Tab
+) -> None:
+    session = stage.session()
+    writer = Writer(session)
+    writer.speak(SCRIPT[:1], pace=0, end=False)
+    tab.open(stage.link(session.sid))
+    tab.click("#play")
+    wait(tab, "s.underruns.n === 1")
+    assert tab.evaluate("document.querySelector('#status').textContent") == "Waiting for the voice…"
+    target_ms = stats(tab)["target_ms"]
+    writer.speak(SCRIPT[1:], from_seg=1, pace=0.2)
+    wait(tab, "s.state === 'ended'")
+
+    after = stats(tab)
+    assert after["underruns"]["n"] == 1
+    assert after["underruns"]["ms"] > 0
+    assert target_ms >= 440  # from 240: half as much again, and at least 200 more
+    assert after["play_ms"] == pytest.approx(SCRIPT_MS, abs=50)
+
+
+def test_lost_connection_is_bridged_by_the_buffer_and_resumed_sample_exactly(
+    stage: Stage, new_tab: Callable[[], Tab]
+) -> None:
+    session = stage.session()
+    writer = Writer(session)
+    writer.speak(SCRIPT[:3], pace=0, end=False)
+    tab = new_tab()
+    tab.open(stage.link(session.sid))
+    wait(tab, "s.recv_seq === 17")
+    tab.click("#play")
+    wait(tab, "s.play_ms > 200")
+    stage.cut_wire()
+    writer.speak(SCRIPT[3:], from_seg=3, pace=0)
+    wait(tab, "s.state === 'reconnecting'")
+    status = tab.evaluate("document.querySelector('#status').textContent")
+    at_loss_ms = stats(tab)["play_ms"]
+    wait(tab, f"s.play_ms > {at_loss_ms + 300}")
+    stage.mend_wire()
+    tab.evaluate("dispatchEvent(new Event('online'))")
+    wait(tab, "s.state === 'ended'")
+    unbroken = new_tab()
+    unbroken.open(stage.link(session.sid))
+    wait(unbroken, f"s.buf_ms > {SCRIPT_MS - 100}")
+    unbroken.click("#play")
+    wait(unbroken, "s.state === 'ended'")
+
+    after = stats(tab)
+    assert status.startswith("Reconnecting, ") and status.endswith(" s buffered")
+    assert after["reconnects"] >= 1
+    assert after["underruns"]["n"] == 0
+    assert after["received_sha256"] == after["end_sha256"] == stats(unbroken)["end_sha256"]
+    assert after["tap"] == stats(unbroken)["tap"]
+
+
+def test_slider_keys_buttons_and_words_all_seek(stage: Stage, tab: Tab) -> None:
+    script = sentences(chunks=50)  # 40 s
+    session = spoken(stage, script=script)
+    tab.open(stage.link(session.sid))
+    wait(tab, "s.received_sha256 !== null")
+    tab.click("#play")
+    wait(tab, "s.state === 'playing'")
+
+    def play_ms() -> int:
+        return int(stats(tab)["play_ms"])
+
+    tab.click("#forward")
+    assert 30_000 <= play_ms() < 32_000
+    tab.click("#back")
+    assert 15_000 <= play_ms() < 17_000
+    tab.click("#next")
+    assert 20_000 <= play_ms() < 22_000
+    tab.click("#previous")
+    assert 10_000 <= play_ms() < 12_000
+    tab.key("ArrowRight")
+    assert 39_000 <= play_ms()  # not beyond the end
+    tab.evaluate(
+        "(() => { const e = document.querySelector('#seek'); e.value = 5000;"
+        " e.dispatchEvent(new Event('change')); })()"
+    )
+    assert 5_000 <= play_ms() < 7_000
+    tab.click("#transcript p:nth-of-type(2) span:nth-of-type(3)")
+    assert 15_000 <= play_ms() < 17_000
+    tab.evaluate("document.querySelector('#transcript p:nth-of-type(2) span').focus()")
+    tab.key("ArrowRight")
+    tab.key("Enter")
+    assert 12_500 <= play_ms() < 14_500
+    wait(tab, "s.state === 'playing'")
+    value_text = tab.wait("document.querySelector('#seek').getAttribute('aria-valuetext')")
+    assert value_text.endswith(" of 40 seconds")
+    assert stats(tab)["underruns"]["n"] == 0
+
+
+def test_joining_live_and_going_back_fetches_what_was_not_received(stage: Stage, tab: Tab) -> None:
+    session = stage.session()
+    writer = Writer(session)
+    script = sentences(chunks=150)  # 2 minutes
+    writer.speak(script, pace=0, end=False)
+    tab.open(stage.link(session.sid))
+    tab.wait("document.querySelector('#live').textContent === 'Join live'")
+    assert tab.evaluate("document.querySelector('#play').textContent") == "Listen from the start"
+    tab.click("#live")
+    wait(tab, "s.state === 'playing' && s.play_ms > 110000")
+    tab.evaluate(
+        "(() => { const e = document.querySelector('#seek'); e.value = 61000;"
+        " e.dispatchEvent(new Event('change')); })()"
+    )
+    wait(tab, "s.state === 'playing' && s.play_ms > 61200 && s.play_ms < 70000")
+    session.end("done")
+    wait(tab, "s.received_sha256 !== null", limit_s=40)
+
+    after = stats(tab)
+    assert after["received_sha256"] == after["end_sha256"]
+
+
+def test_faster_tempo_gets_through_more_without_underrun(stage: Stage, tab: Tab) -> None:
+    session = spoken(stage, script=sentences(chunks=15))  # 12 s
+    tab.open(stage.link(session.sid))
+    wait(tab, "s.received_sha256 !== null")
+    tab.evaluate("document.querySelector('#play').click()")
+    wait(tab, "s.state === 'playing'")
+    tab.key("ArrowUp")
+    tab.key("ArrowUp")
+    assert tab.evaluate("document.querySelector('#speed').value") == "1.5"
+    progress = tab.evaluate(
+        "new Promise((done) => { const place = () => [performance.now(), window.__nc.stats().play_ms];"
+        " setTimeout(() => { const [t, p] = place();"
+        " setTimeout(() => { const [u, q] = place(); done((q - p) / (u - t)); }, 3000); }, 300); })"
+    )
+
+    assert progress == pytest.approx(1.5, abs=0.1)
+    assert stats(tab)["underruns"]["n"] == 0
+
+
+def test_browser_without_webcodecs_plays_pcm(stage: Stage, tab: Tab) -> None:
+    session = spoken(stage, script=SCRIPT[:2])
+    tab.on_load("delete window.AudioDecoder")
+    tab.open(stage.link(session.sid))
+    wait(tab, "s.buf_ms > 2300")
+    tab.click("#play")
+    wait(tab, "s.state === 'ended'")
+
+    after = stats(tab)
+    assert after["codec"] == 1
+    assert after["underruns"]["n"] == 0
+    assert after["tap"].endswith(f":{2 * SCRIPT[0].chunks * CHUNK_MS * 48}")
+
+
+@pytest.mark.parametrize(
+    ("fragment", "advice"),
+    [
+        ("expired", "This link has expired. Ask whoever sent it for a new one."),
+        ("", "This link is incomplete. Open the whole address, including the part after #, "),
+        ("#t=nc1.eyJzIjoic2VzXzEifQ.AAAA", "This link is not valid. Copy it again in full"),
+    ],
+)
+def test_link_that_opens_nothing_says_why_and_what_to_do(
+    stage: Stage, tab: Tab, fragment: str, advice: str
+) -> None:
+    expired = stage.link(stage.session().sid, expires_in_s=-3600)
+    tab.open(expired if fragment == "expired" else f"{stage.origin}/l/notes{fragment}")
+    shown = tab.wait("document.querySelector('#problem').textContent")
+
+    assert shown.startswith(advice)
+    assert tab.evaluate("document.querySelector('#play').disabled") is True
+
+
+def test_sentence_that_a_crash_broke_off_is_heard_again_from_its_start(
+    stage: Stage, tab: Tab
+) -> None:
+    session = stage.session()
+    writer = Writer(session)
+    writer.speak(SCRIPT[:1], pace=0, end=False)
+    for chunk in list(writer.chunks(1, SCRIPT[1]))[:4]:
+        chunk()
+    tab.open(stage.link(session.sid))
+    tab.click("#play")
+    wait(tab, "s.play_ms > 1500")
+    session.cut(1, "retry")
+    Writer(session).speak([Sentence("Mei finished it, again.", 6), *SCRIPT[2:]], from_seg=1, pace=0)
+    wait(tab, "s.state === 'ended'")
+
+    [cut] = events(tab, "cut")
+    assert cut["cut_ms"] == 1_200
+    shown = tab.evaluate("[...document.querySelectorAll('#transcript p')].map(p => p.textContent)")
+    assert shown == [ENGLISH[0], "Mei finished it, again.", *ENGLISH[2:]]
+    after = stats(tab)
+    assert after["received_sha256"] == after["end_sha256"]
+    # 1.2 s, the broken piece from there to where the cut came, then all from 1.2 s on.
+    samples = int(after["tap"].split(":")[1])
+    assert samples > (SCRIPT_MS + 250) * 48
+
+
+def test_change_of_emotion_takes_effect_at_the_next_sentence(stage: Stage, tab: Tab) -> None:
+    session = stage.session()
+    writer = Writer(session)
+    writer.speak(SCRIPT, pace=0, end=False)
+    tab.open(stage.link(session.sid))
+    wait(tab, f"s.buf_ms > {SCRIPT_MS - 100}")
+    tab.click("#play")
+    wait(tab, "s.play_ms > 300")
+    session.cut(2, "emotion")
+    Writer(session).speak(SCRIPT[2:], from_seg=2, pace=0)
+    wait(tab, "s.state === 'ended'")
+
+    after = stats(tab)
+    assert after["underruns"]["n"] == 0
+    assert after["received_sha256"] == after["end_sha256"]
+    # Nothing twice and nothing left out, but for the decoder's delay at the two ends.
+    assert int(after["tap"].split(":")[1]) == pytest.approx(SCRIPT_MS * 48, abs=1_000)
+
+
+def test_space_starts_and_pauses(stage: Stage, tab: Tab) -> None:
+    session = spoken(stage)
+    tab.open(stage.link(session.sid))
+    wait(tab, "s.received_sha256 !== null")
+    tab.key(" ", text=" ")
+    wait(tab, "s.state === 'playing' && s.play_ms > 200")
+    tab.key(" ", text=" ")
+    wait(tab, "s.state === 'paused'")
+    held_ms = stats(tab)["play_ms"]
+    time.sleep(0.3)
+    assert stats(tab)["play_ms"] - held_ms < 100
+    assert tab.evaluate("document.querySelector('#play').getAttribute('aria-label')") == "Play"
+    tab.key(" ", text=" ")
+    wait(tab, f"s.state === 'playing' && s.play_ms > {held_ms + 200}")
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_phone_shows_one_column_with_targets_for_thumbs(
+    stage: Stage, tab: Tab, width: int
+) -> None:
+    session = stage.session(title="Donaudampfschifffahrtsgesellschaftskapitänsmütze " * 2)
+    Writer(session).speak(sentences(chunks=30), pace=0, end=False)
+    tab.emulate(width=width, height=700)
+    tab.open(stage.link(session.sid))
+    for press in (None, "#play"):
+        if press:
+            tab.click(press)
+            wait(tab, "s.state === 'playing'")
+        overflow = tab.evaluate("document.documentElement.scrollWidth - innerWidth")
+        small = tab.evaluate(
+            "[...document.querySelectorAll('button, select, input')].filter((e) => {"
+            " const b = e.getBoundingClientRect();"
+            " return b.width && (b.width < 44 || b.height < 44 || b.right > innerWidth); })"
+            ".map((e) => e.id)"
+        )
+        assert overflow <= 0
+        assert small == []
+
+
+COLOURS = """
+(() => {
+  const style = (s) => getComputedStyle(document.querySelector(s));
+  const paper = style("body").backgroundColor;
+  return {
+    paper,
+    pairs: [
+      [style("body").color, paper], [style("#status").color, paper], [style("#now").color, paper],
+      [style("#transcript p.said").color, paper], [style("#badge").color, paper],
+      [style("#transcript span.now").color, style("#transcript span.now").backgroundColor],
+      [style("#play").color, style("#play").backgroundColor],
+      [style("#live").color, paper], [style("#problem").color, style("#problem").backgroundColor],
+    ],
+  };
+})()
+"""
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2 contrast ratio of two `rgb(r, g, b)` colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in colour[4:-1].split(",")]
+        red, green, blue = (
+            p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_colours_follow_the_system_and_keep_their_contrast(
+    stage: Stage, tab: Tab, dark: bool
+) -> None:
+    session = stage.session()
+    Writer(session).speak(sentences(chunks=20), pace=0, end=False)
+    tab.emulate(width=1280, height=800, dark=dark)
+    tab.open(stage.link(session.sid))
+    tab.click("#play")
+    tab.wait("document.querySelector('#transcript span.now') !== null")
+    tab.click("#next")
+    tab.wait("document.querySelector('#transcript p.said') !== null")
+    tab.wait("document.getAnimations().every((a) => !(a instanceof CSSTransition))")
+    colours = tab.evaluate(COLOURS)
+
+    is_dark = contrast(colours["paper"], "rgb(0, 0, 0)") < 3
+    assert is_dark is dark
+    for one, other in colours["pairs"]:
+        assert contrast(one, other) >= 4.5, (one, other)
+
+
+def test_chinese_note_has_a_chinese_page(stage: Stage, tab: Tab) -> None:
+    session = stage.session(title="周会纪要", lang="zh")
+    Writer(session).speak(sentences(CHINESE, chunks=6), pace=0)
+    tab.open(stage.link(session.sid))
+    wait(tab, "s.received_sha256 !== null")
+
+    assert tab.evaluate("document.documentElement.lang") == "zh"
+    assert tab.evaluate("document.querySelector('#transcript').lang") == "zh"
+    assert tab.evaluate("document.querySelector('#play').textContent") == "收听"
+    assert tab.evaluate("document.title") == "周会纪要 · Notecast"
+
+
+def test_recording_is_offered_once_it_is_there(stage: Stage, tab: Tab) -> None:
+    session = spoken(stage)
+    session.file("/episodes/1.mp3", "mp3", 1000, "/episodes/1.vtt", "/episodes/1.chapters.json")
+    tab.open(stage.link(session.sid))
+    tab.wait("document.querySelectorAll('#files a').length === 3")
+
+    links = tab.evaluate("[...document.querySelectorAll('#files a')].map((a) => a.pathname)")
+    assert links == ["/episodes/1.mp3", "/episodes/1.vtt", "/episodes/1.chapters.json"]
+
+
+def test_text_of_a_note_is_never_markup(stage: Stage, tab: Tab) -> None:
+    nasty = "<img src=x onerror=alert(1)> & <b>bold</b>"
+    session = stage.session(title=nasty)
+    Writer(session).speak([Sentence(nasty, 2)], pace=0)
+    tab.open(stage.link(session.sid))
+    tab.wait("document.querySelector('#transcript p') !== null")
+
+    assert tab.evaluate("document.querySelector('#title').textContent") == nasty
+    assert tab.evaluate("document.querySelector('#transcript p').textContent") == nasty
+    assert tab.evaluate("document.querySelectorAll('main img, main b').length") == 0
+
+
+def test_page_reads_the_protocols_frames(stage: Stage, tab: Tab) -> None:
+    vectors = {
+        "opus": "4e110205a1b2c3d4000300110000032c000000000076f2000000078019aabbcc"
+        "020003f8fffe0003f8fffe",
+        "pcm": "4e110100a1b2c3d4000300110000032d000000000076f9800000000819aabc94"
+        "00000100ffffff7f",
+        "end": "4e130000a1b2c3d4000300110000032e000000000076f9880000000019aabc95",
+    }
+    tab.open(f"{stage.origin}/l/notes")
+    frames = tab.evaluate(
+        "import('/static/protocol.js').then(({parseFrame}) => Object.fromEntries(Object.entries("
+        f"{json.dumps(vectors)}).map(([name, hex]) => {{"
+        " const frame = parseFrame(Uint8Array.from(hex.match(/../g), (b) => parseInt(b, 16)).buffer);"
+        " return [name, {...frame, payload: null, pcm: frame.pcm && [...frame.pcm],"
+        " packets: frame.packets?.map((p) => [...p])}]; })))"
+    )
+
+    assert frames["opus"]["packets"] == [[0xF8, 0xFF, 0xFE]] * 2
+    expected = {"flags": 5, "epoch": 3, "seg": 17, "seq": 812, "pts": 7_795_200, "dur": 1_920}
+    assert expected.items() <= frames["opus"].items()
+    assert frames["pcm"]["pcm"] == [0, 1, -1, 32_767]
+    assert frames["end"]["end"] is True and frames["end"]["seq"] == 814
