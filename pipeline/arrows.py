@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -314,6 +314,13 @@ def buried(services: Services, connection: sa.Connection, episode_id: str) -> li
     )
 
 
+def tell_dead(services: Services, freed: Sequence[leases.Freed]) -> None:
+    """Those who listen to an episode that died with its worker hear why it ends."""
+    for one in freed:
+        if one.state == "dead":
+            services.end_live(one.key, one.fence, failure=one.error)
+
+
 def _order_write_backs(
     services: Services,
     connection: sa.Connection,
@@ -335,6 +342,7 @@ def _order_write_backs(
         .limit(1)
     ).first()
     url = services.links.url(link, row["key"]) if link is not None else None
+    effects.supersede(connection, row["id"])
     audio = services.links.file_url(
         row["key"], "mp3", now_s=time.time(), hours=services.settings.link_days * 24
     )
@@ -346,7 +354,7 @@ def _order_write_backs(
             endpoint=door,
             ref=ref,
             patch=NotePatch(
-                key=f"{row['id']}:{status}:{n}",
+                key=f"{row['id']}:{status}:{row['fence']}:{n}",
                 status=status,
                 link=url,
                 audio_ref=audio if status == "done" else None,

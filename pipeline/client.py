@@ -25,12 +25,17 @@ def send_text(settings: Settings, text: str, *, title: str = "", voice: str = ""
     if state is None:
         raise Misconfigured(f"nothing runs in {settings.data}; start it with: notecast up")
     url = state["url"]
-    answer = requests.post(
-        f"{url}/v1/episodes",
-        json={"text": text, "title": title, "voice": voice},
-        headers={"Authorization": f"Bearer {admin_key(settings.data)}"},
-        timeout=_TIMEOUT_S,
-    )
+    try:
+        answer = requests.post(
+            f"{url}/v1/episodes",
+            json={"text": text, "title": title, "voice": voice},
+            headers={"Authorization": f"Bearer {admin_key(settings.data)}"},
+            timeout=_TIMEOUT_S,
+        )
+    except requests.RequestException as error:
+        raise Misconfigured(
+            f"{url} does not answer ({type(error).__name__}); start it with: notecast up"
+        ) from error
     if not answer.ok:
         raise Refused(f"{url} answered {answer.status_code}: {answer.json()['error']['message']}")
     found: dict[str, Any] = answer.json()

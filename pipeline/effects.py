@@ -8,7 +8,7 @@ tools refuse or mix up concurrent writes to a table.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,6 +65,15 @@ def order_write_back(
     return outbox.put(connection, "effect"), "effect"
 
 
+def supersede(connection: sa.Connection, episode_id: str) -> None:
+    """What an episode ordered before and was not carried out yet is out of date now."""
+    connection.execute(
+        effect.update()
+        .where(effect.c.episode_id == episode_id, effect.c.state.in_(("due", "failed")))
+        .values(state="dropped", done_ms=now_ms())
+    )
+
+
 def carry_out(
     database: Database,
     worker_id: str,
@@ -77,11 +86,11 @@ def carry_out(
     claimed = _claim(database, worker_id, limit)
     for due in claimed:
         try:
-            _write_back(database, due, connector)
+            state = _write_back(database, due, connector)
         except Exception as error:
             _failed(database, due, error, within_ms=within_ms)
         else:
-            _done(database, due)
+            _ended(database, due, state)
     return len(claimed)
 
 
@@ -91,11 +100,22 @@ def reap(database: Database) -> int:
     with database.read() as connection:
         if connection.execute(sa.select(effect.c.id).where(overdue).limit(1)).first() is None:
             return 0
+    return _free(database, overdue)
+
+
+def release_owners(database: Database, worker_ids: Sequence[str]) -> int:
+    """Free at once what dead incarnations were carrying out."""
+    return _free(
+        database, sa.and_(effect.c.state == "running", effect.c.lease_owner.in_(worker_ids))
+    )
+
+
+def _free(database: Database, which: sa.ColumnElement[bool]) -> int:
     with database.write() as connection:
         return affected(
             connection.execute(
                 effect.update()
-                .where(overdue)
+                .where(which)
                 .values(
                     state=sa.case((effect.c.policy == "once", "uncertain"), else_="due"),
                     next_ms=now_ms(),
@@ -151,12 +171,14 @@ def _claim(database: Database, worker_id: str, limit: int) -> list[Due]:
     return [Due(*row) for row in taken]
 
 
-def _write_back(database: Database, due: Due, connector: Callable[[str], Connector]) -> None:
+def _write_back(database: Database, due: Due, connector: Callable[[str], Connector]) -> str:
+    """The state it ends in."""
     if _is_superseded(database, due.episode_id):
         log.info("write-back dropped, the row has a newer revision", extra={"effect": due.id})
-        return
+        return "dropped"
     ref, patch = NoteRef(**due.body["ref"]), NotePatch(**due.body["patch"])
     connector(due.body["endpoint"]).write_back(ref, patch)
+    return "done"
 
 
 def _is_superseded(database: Database, episode_id: str) -> bool:
@@ -173,13 +195,13 @@ def _is_superseded(database: Database, episode_id: str) -> bool:
         return newer.first() is not None
 
 
-def _done(database: Database, due: Due) -> None:
+def _ended(database: Database, due: Due, state: str) -> None:
     with database.write() as connection:
         mine = affected(
             connection.execute(
                 effect.update()
                 .where(effect.c.id == due.id, effect.c.fence == due.fence)
-                .values(state="done", done_ms=now_ms(), lease_owner=None, error=None)
+                .values(state=state, done_ms=now_ms(), lease_owner=None, error=None)
             )
         )
         if mine:

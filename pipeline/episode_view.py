@@ -63,6 +63,7 @@ def file_of(database: Database, key: str, extension: str) -> File:
             .join(episode_recording, episode_recording.c.recording_id == recording.c.id)
             .join(episode, episode.c.id == episode_recording.c.episode_id)
             .where(episode.c.key == key, recording.c.format == wanted)
+            .order_by(recording.c.take.desc())
         ).first()
     if row is None:
         raise NotFound(f"episode {key} has no {extension} file (yet)")
@@ -121,7 +122,7 @@ def _view(services: Services, connection: sa.Connection, row: Any) -> dict[str, 
     files = connection.execute(
         sa.select(recording)
         .join(episode_recording, episode_recording.c.recording_id == recording.c.id)
-        .where(episode_recording.c.episode_id == row.id)
+        .where(episode_recording.c.episode_id == row.id, recording.c.take == row.take)
     ).all()
     if files:
         view["duration_s"] = max(one.duration_ms for one in files) / 1000

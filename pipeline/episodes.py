@@ -53,10 +53,10 @@ def produce(services: Services, held: Held) -> None:
         _speak(services, held, job)
     except LostLease:
         log.info("episode left to its new owner", extra=extra)
-    except EngineStopped:
+    except (EngineStopped, HandOver):
+        if held.is_draining:
+            arrows.hand_over(services, held)
         log.info("speech stopped", extra=extra)
-    except HandOver:
-        arrows.hand_over(services, held)
     except Exception as error:
         _failed(services, held, error)
 

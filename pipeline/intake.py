@@ -21,6 +21,7 @@ from pipeline.links import Links
 from pipeline.models import (
     OPEN,
     api_key,
+    attempt,
     delivery,
     endpoint,
     episode,
@@ -180,7 +181,7 @@ def create_episode(
             fair_at_ms=sa.case(
                 (tenant.c.fair_at_ms > now_ms(), tenant.c.fair_at_ms), else_=now_ms()
             )
-            + estimated * 100 / tenant.c.weight
+            + estimated * 100 // tenant.c.weight
         )
         .returning(tenant.c.fair_at_ms)
     ).scalar_one()
@@ -356,6 +357,11 @@ def cancel(
         )
         .returning(episode.c.id, episode.c.key, episode.c.fence)
     ).all()
+    connection.execute(
+        attempt.update()
+        .where(attempt.c.episode_id.in_([row.id for row in ended]), attempt.c.ended_ms.is_(None))
+        .values(outcome="cancelled", ended_ms=now_ms())
+    )
     leases.log_states(
         connection,
         [(row.id, row.fence) for row in ended],

@@ -19,6 +19,8 @@ from pipeline.models import LEASED, attempt, episode, episode_log, worker
 OnDead = Callable[[sa.Connection, str], object]
 """What the death of an episode causes, in the commit that makes it."""
 
+HANDED_OVER, LEASE_LOST = "handed over", "lease lost"
+
 POISON_CRASHES = 3
 """Crashes without progress after which an episode is dead."""
 
@@ -67,6 +69,16 @@ def announce(
         values |= {"engine": engine, "slots": slots}
     with database.write() as connection:
         connection.execute(worker.update().where(worker.c.id == worker_id).values(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """An episode that has no owner any more: `queued` again, or `dead` with the reason."""
+
+    key: str
+    fence: int
+    state: str
+    error: str
 
 
 def has_due(database: Database, queues: Collection[str]) -> bool:
@@ -140,12 +152,21 @@ def claim(
     return [Claim(row.id, row.fence, queue, row.segments_done, row.now) for row in taken]
 
 
-def renew(database: Database, worker_id: str, *, lease_ms: int) -> dict[str, int]:
-    """Prolong everything this worker owns; returns episode id -> fence of what it still owns."""
+def renew(
+    database: Database, worker_id: str, held: Collection[str], *, lease_ms: int
+) -> dict[str, int]:
+    """Prolong what this worker works on; returns episode id -> fence of what it still owns.
+
+    Only episodes among `held` are prolonged: one whose conductor broke off must run out.
+    """
     with database.write() as connection:
         kept = connection.execute(
             episode.update()
-            .where(episode.c.lease_owner == worker_id, episode.c.state.in_(LEASED))
+            .where(
+                episode.c.lease_owner == worker_id,
+                episode.c.state.in_(LEASED),
+                episode.c.id.in_(held),
+            )
             .values(lease_until_ms=now_ms() + lease_ms)
             .returning(episode.c.id, episode.c.fence)
         ).all()
@@ -153,23 +174,29 @@ def renew(database: Database, worker_id: str, *, lease_ms: int) -> dict[str, int
     return {row.id: row.fence for row in kept}
 
 
-def reap(database: Database, *, on_dead: OnDead) -> int:
+def reap(database: Database, *, on_dead: OnDead) -> list[Freed]:
     """Free every episode whose lease ran out; harmless when two processes do it."""
     with database.read() as connection:
         overdue = sa.and_(episode.c.state.in_(LEASED), episode.c.lease_until_ms < now_ms())
         if connection.execute(sa.select(episode.c.id).where(overdue).limit(1)).first() is None:
-            return 0
+            return []
     return _free(database, overdue, "reaper", on_dead)
 
 
 def release_owners(
     database: Database, worker_ids: Sequence[str], *, actor: str, on_dead: OnDead
-) -> int:
+) -> list[Freed]:
     """Free at once what dead incarnations held; for a parent that saw its child exit."""
     freed = _free(database, episode.c.lease_owner.in_(worker_ids), actor, on_dead)
     with database.write() as connection:
         connection.execute(worker.update().where(worker.c.id.in_(worker_ids)).values(state="gone"))
     return freed
+
+
+def hand_back(database: Database, worker_id: str) -> list[Freed]:
+    """Give back what a worker still owns as it leaves; that is no crash."""
+    owned = episode.c.lease_owner == worker_id
+    return _free(database, owned, "worker", lambda *_: None, is_crash=False)
 
 
 def workers_of(database: Database, *, host: str, pid: int | None = None) -> list[str]:
@@ -197,7 +224,14 @@ def log_states(
         )
 
 
-def _free(database: Database, which: sa.ColumnElement[bool], actor: str, on_dead: OnDead) -> int:
+def _free(
+    database: Database,
+    which: sa.ColumnElement[bool],
+    actor: str,
+    on_dead: OnDead,
+    *,
+    is_crash: bool = True,
+) -> list[Freed]:
     """Put leased episodes back into a queue.
 
     A crash is not a failure of the episode that was running: with batching many innocent ones die
@@ -209,15 +243,17 @@ def _free(database: Database, which: sa.ColumnElement[bool], actor: str, on_dead
         attempt.c.fence == episode.c.fence,
         attempt.c.first_segment < episode.c.segments_done,
     )
-    crashes = sa.case((made_progress, 0), else_=episode.c.crash_count + 1)
-    is_poison = sa.and_(sa.not_(made_progress), episode.c.crash_count + 1 >= POISON_CRASHES)
+    is_spared = made_progress if is_crash else sa.true()
+    crashes = sa.case((made_progress, 0), else_=episode.c.crash_count + int(is_crash))
+    is_poison = sa.and_(sa.not_(is_spared), episode.c.crash_count + 1 >= POISON_CRASHES)
+    outcome, reason = ("reaped", LEASE_LOST) if is_crash else ("handed_over", HANDED_OVER)
     with database.write() as connection:
         freed = connection.execute(
             episode.update()
             .where(episode.c.state.in_(LEASED), which)
             .values(
                 crash_count=crashes,
-                queue=sa.case((made_progress, episode.c.queue), else_="quarantine"),
+                queue=sa.case((is_spared, episode.c.queue), else_="quarantine"),
                 state=sa.case((is_poison, "dead"), else_="queued"),
                 error_code=sa.case((is_poison, "poison"), else_=episode.c.error_code),
                 error=sa.case(
@@ -231,19 +267,23 @@ def _free(database: Database, which: sa.ColumnElement[bool], actor: str, on_dead
                 lease_owner=None,
                 lease_until_ms=0,
             )
-            .returning(episode.c.id, episode.c.fence, episode.c.state)
+            .returning(
+                episode.c.id,
+                episode.c.key,
+                episode.c.fence,
+                episode.c.state,
+                episode.c.error,
+            )
         ).all()
         for row in freed:
             connection.execute(
                 attempt.update()
                 .where(attempt.c.episode_id == row.id, attempt.c.fence == row.fence - 1)
-                .values(outcome="reaped", ended_ms=now_ms())
+                .values(outcome=outcome, ended_ms=now_ms())
             )
-            log_states(
-                connection, [(row.id, row.fence)], row.state, actor=actor, reason="lease lost"
-            )
+            log_states(connection, [(row.id, row.fence)], row.state, actor=actor, reason=reason)
             if row.state == "dead":
                 on_dead(connection, row.id)
         if freed:
             outbox.put(connection, "quarantine", after_ms=-1_000)
-    return len(freed)
+    return [Freed(row.key, row.fence, row.state, row.error or "") for row in freed]

@@ -83,6 +83,7 @@ def revive(services: Services, key: str, *, actor: str, new_take: bool = False) 
         )
         write_audit(connection, actor=actor, action="revive", about=found["id"])
         wake_up = (outbox.put(connection, "realtime"), "realtime")
+    services.forget_live(found["id"])
     services.sender.committed([wake_up])
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import sqlalchemy as sa
 
 from pipeline import effects, leases, outbox, schedule
-from pipeline.arrows import buried
+from pipeline.arrows import buried, tell_dead
 from pipeline.database import affected, now_ms
 from pipeline.errors import DatabaseUnavailable
 from pipeline.models import episode, segment, worker
@@ -52,7 +52,7 @@ def run_relay(services: Services, stop: threading.Event) -> None:
 def sweep(services: Services) -> None:
     """Everything that is overdue: leases, effects, retries, schedules, workers."""
     database = services.database
-    leases.reap(database, on_dead=partial(buried, services))
+    tell_dead(services, leases.reap(database, on_dead=partial(buried, services)))
     effects.reap(database)
     retry_failed(services)
     schedule.tick(database)

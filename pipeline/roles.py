@@ -106,6 +106,7 @@ def run_speaker(settings: Settings) -> None:
         finally:
             leases.announce(services.database, worker_id, "draining")
             speaker.drain(settings.drain_s)
+            leases.hand_back(services.database, worker_id)
             leases.announce(services.database, worker_id, "gone")
     finally:
         services.close()

@@ -178,6 +178,13 @@ class Services:
         except StreamingError as error:
             log.info("listeners not told: %s", error, extra={"episode": key})
 
+    def forget_live(self, key: str) -> None:
+        """Drop a live stream that ended, because it will be spoken anew."""
+        try:
+            self.chunks.forget(key)
+        except StreamingError as error:
+            log.warning("old live stream not dropped: %s", error, extra={"episode": key})
+
     def close(self) -> None:
         """Release what was made."""
         made = vars(self)

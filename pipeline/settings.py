@@ -14,10 +14,10 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from pipeline.errors import Misconfigured
 
@@ -103,6 +103,15 @@ class Settings(BaseSettings):
         "INFO", description="log lines from here on"
     )
 
+    @model_validator(mode="after")
+    def _renew_in_time(self) -> Self:
+        if self.renew_ms * 2 > self.lease_ms:
+            raise ValueError(
+                f"renew_ms ({self.renew_ms}) must be at most half of lease_ms ({self.lease_ms}), "
+                "or one late renewal loses an episode"
+            )
+        return self
+
     @property
     def effective_database_url(self) -> str:
         """The database that is used."""
@@ -151,8 +160,13 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
+        if not first["loc"]:
+            raise Misconfigured(first["msg"].removeprefix("Value error, ")) from error
+        name = str(first["loc"][0])
         raise Misconfigured(f"{name} ({PREFIX}{name.upper()}): {first['msg']}") from error
+    except SettingsError as error:  # a list that is not JSON
+        cause = f'{error}; a list is written as JSON, for example \'["opus", "mp3"]\''
+        raise Misconfigured(cause) from error
 
 
 def connectors_environment() -> Mapping[str, str]:

@@ -26,7 +26,7 @@ from pipeline.settings import Settings
 log = logging.getLogger(__name__)
 
 EXIT_HUNG = 70
-_MARGIN_S = 3.0  # leave before the lease ends on our clock
+_MARGIN_S = 3.0  # leave before the lease ends on our clock, by at most a fifth of it
 _CLAIM_AT_ONCE = 8
 
 
@@ -35,9 +35,9 @@ class Held:
 
     def __init__(self, claim: Claim, lease_s: float) -> None:
         self.claim = claim
-        self._lease_s = lease_s
+        self._sure_s = lease_s - min(_MARGIN_S, lease_s / 5)
         self._since = time.monotonic()
-        self._deadline = self._since + lease_s - _MARGIN_S
+        self._deadline = self._since + self._sure_s
         self._is_lost = False
         self._is_draining = False
         self._utterance: Utterance | None = None
@@ -69,11 +69,17 @@ class Held:
 
     def renewed(self, asked_at: float) -> None:
         """The lease was prolonged by a statement sent at `asked_at` (monotonic)."""
-        self._deadline = asked_at + self._lease_s - _MARGIN_S
+        self._deadline = asked_at + self._sure_s
 
     def drain(self) -> None:
         """Ask for a hand-over at the end of the sentence."""
         self._is_draining = True
+
+    def interrupt(self) -> None:
+        """There is no time for the end of the sentence: hand over now."""
+        self._is_draining = True
+        if self._utterance is not None:
+            self._utterance.cancel()
 
     def lose(self) -> None:
         """The lease is gone: stop the speech at its next step."""
@@ -137,9 +143,9 @@ class Speaker:
         while self._held and time.monotonic() < deadline:
             time.sleep(0.02)
         for one in list(self._held.values()):
-            one.lose()
-        self._stopped.set()
+            one.interrupt()
         self._pool.shutdown(wait=True)
+        self._stopped.set()
 
     def _claim_forever(self) -> None:
         queues = ("realtime", "batch", "quarantine")
@@ -216,7 +222,7 @@ class Speaker:
             mine = dict(self._held)
         asked_at = time.monotonic()
         try:
-            kept = leases.renew(self._database, self._id, lease_ms=self._settings.lease_ms)
+            kept = leases.renew(self._database, self._id, mine, lease_ms=self._settings.lease_ms)
         except DatabaseUnavailable as error:
             # speech goes on: each Held knows by itself when its lease runs out
             log.warning("leases not renewed: %s", error)

@@ -43,6 +43,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}"
 _KEY = re.compile(rf"{_NAME}(/{_NAME})*")
 _PREFIX = re.compile(rf"({_NAME}/)*({_NAME})?")
 _CONTENT_TYPES = {
+    ".chapters.json": "application/json+chapters",
     ".flac": "audio/flac",
     ".json": "application/json",
     ".mp3": "audio/mpeg",
@@ -928,7 +929,8 @@ def _answers(link: str, body: bytes) -> bool:
 
 def content_type_of(key: str) -> str:
     """The media type that a key's ending stands for."""
-    return _CONTENT_TYPES.get(Path(key).suffix, "application/octet-stream")
+    known = (kind for ending, kind in _CONTENT_TYPES.items() if key.endswith(ending))
+    return next(known, "application/octet-stream")
 
 
 def _check(key: str) -> str:

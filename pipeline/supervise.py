@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from pipeline import leases, migrate, servers
-from pipeline.arrows import buried
+from pipeline import effects, leases, migrate, servers
+from pipeline.arrows import buried, tell_dead
 from pipeline.errors import DatabaseUnavailable, Misconfigured
 from pipeline.services import Services
 from pipeline.settings import Settings
@@ -197,9 +197,13 @@ class Supervisor:
             )
 
     def _release(self, worker_ids: Sequence[str]) -> int:
-        return leases.release_owners(
-            self._services.database, worker_ids, actor="up", on_dead=partial(buried, self._services)
+        database = self._services.database
+        effects.release_owners(database, worker_ids)
+        freed = leases.release_owners(
+            database, worker_ids, actor="up", on_dead=partial(buried, self._services)
         )
+        tell_dead(self._services, freed)
+        return len(freed)
 
     def _free(self, pid: int) -> None:
         """Give back what a dead worker held, without waiting for its leases to run out."""

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from pipeline.supervise import Supervisor, Tell, data_lock
 
 Db = Literal["sqlite", "postgres"]
 _STATE = "up.json"
+_PORT_WAIT_S = 10.0
 ROLES = (("relay",), ("web",), ("worker", "gpu"), ("worker", "io"))
 
 
@@ -81,6 +83,7 @@ def run_up(
         _check_port(settings)
         settings, embedded = embed(settings, db=db, s3=s3)
         services = Services(settings)
+        _ = services.endpoints  # a mistake in connectors.toml is told here, not in a child's log
         supervisor = Supervisor(settings, embedded=embedded, roles=ROLES, tell=tell)
         bind(supervisor)
 
@@ -169,12 +172,23 @@ def _answers(settings: Settings) -> bool:
 
 
 def _check_port(settings: Settings) -> None:
+    """Raise unless the port is free; a predecessor that was killed may still be leaving it."""
+    was_killed = (settings.data / _STATE).exists()
+    deadline = time.monotonic() + (_PORT_WAIT_S if was_killed else 0.0)
+    while (reason := _port_taken(settings)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if reason:
+        raise Misconfigured(
+            f"port {settings.port} on {settings.host} cannot be used ({reason}); "
+            "give another with --port"
+        )
+
+
+def _port_taken(settings: Settings) -> str:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise Misconfigured(
-                f"port {settings.port} on {settings.host} cannot be used ({error.strerror}); "
-                "give another with --port"
-            ) from None
+            return error.strerror or type(error).__name__
+    return ""

@@ -26,9 +26,11 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from connectors.base import Hook, Note, NoteEvent, NoteRef, Reply
 from connectors.errors import Malformed, Rejected
+from connectors.payload import json_pointer
 from pipeline import episode_view, intake
 from pipeline.endpoints import Endpoint
 from pipeline.errors import DatabaseUnavailable, NotFound, PipelineError, Refused
@@ -83,7 +85,7 @@ def make_web(services: Services, gateway: Gateway) -> FastAPI:
     )
     app.exception_handler(PipelineError)(_pipeline_error)
     app.exception_handler(RequestValidationError)(_validation_error)
-    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(StarletteHTTPException)(_http_error)
     app.exception_handler(Exception)(_internal_error)
 
     app.post("/hooks/{address}", tags=["hooks"])(web.receive_hook)
@@ -422,12 +424,14 @@ async def _pipeline_error(_request: Request, error: Exception) -> Response:
 async def _validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
-    return _problem(422, "bad_request", first["msg"], field="/" + "/".join(where))
+    if first["type"] == "json_invalid":
+        return _problem(422, "bad_request", f"the body is not JSON: {first['ctx']['error']}")
+    pointer = json_pointer(part for part in first["loc"] if part != "body")
+    return _problem(422, "bad_request", first["msg"], field=pointer)
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+    assert isinstance(error, StarletteHTTPException)
     code = {401: "unauthenticated", 404: "not_found", 405: "method_not_allowed"}
     return _problem(
         error.status_code,

@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from streaming.chunk_log import BEGINNING, PAGE, Entry, LogInfo, LogReader, Position
 from streaming.errors import BadFrame, LogUnavailable
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG_BYTES = 16_384  # unsent bytes at which a listener leaves its lane
 SLICE_BYTES = 32_768  # what a cursor may be written at one look
+RUN_SLOTS = 8  # entries that a lane gets in one write
 WRITES_PER_STEP = 500  # then pings and joins get their turn
 LOOK_S = 0.05  # how often cursors are looked at
 BURST_TICKS = 2 * TICKS_PER_S
@@ -143,6 +144,14 @@ class Subscription:
             self.moved_at = now
         self.backlog = waiting
         return now > self.moved_at + STUCK_S
+
+
+class _Run(NamedTuple):
+    """Slots `first` to `last` (exclusive), and the latest tick that their sound reaches."""
+
+    first: int
+    last: int
+    end: int
 
 
 class Channel:
@@ -265,9 +274,10 @@ class Channel:
         if not self.subscriptions:
             self.unused_since = time.monotonic()
 
-    def allow(self, sub: Subscription, play_ms: int | None, ahead_ms: int | None) -> None:
+    def allow(
+        self, sub: Subscription, play_ms: int | None, ahead_ms: int | None, now: float
+    ) -> None:
         """Take an `ack` or `flow` of `sub` and go on with it if it waited for one."""
-        now = time.monotonic()
         sub.allow(play_ms, ahead_ms, now)
         if sub.place == "held":
             self._to_cursor(sub)
@@ -316,11 +326,11 @@ class Channel:
             else:
                 self.pump(sub, now)
 
-    async def walk(self) -> None:
+    async def walk(self, now: float) -> None:
         """Write all new slots to the lanes; gives way to other tasks after each 500 writes."""
         while self.walked < len(self.slots):
-            first, last = self.walked, len(self.slots)
-            self.walked = last
+            first = self.walked
+            self.walked = last = min(len(self.slots), first + RUN_SLOTS)
             run = [slot for slot in self.slots[first:last] if not slot.void]
             end = max((slot.end for slot in run if slot.audio), default=0)
             for (codec, words), lane in list(self.lanes.items()):
@@ -329,13 +339,16 @@ class Channel:
                         self._shared(slot, codec) for slot in run if words or slot.kind != "w"
                     ]
                     joined = None if None in frames else b"".join(filter(None, frames))
-                    await self._walk_lane(lane, joined, first, last, end)
+                    await self._walk_lane(lane, joined, _Run(first, last, end), now)
+            if last < len(self.slots):
+                await asyncio.sleep(0)  # lets uvloop send, so that `backlog` is true again
 
     async def _walk_lane(
-        self, lane: set[Subscription], frame: bytes | None, first: int, last: int, end: int
+        self, lane: set[Subscription], frame: bytes | None, run: _Run, now: float
     ) -> None:
-        """Write one joined `frame` for slots `first` to `last` to everybody who stands there."""
+        """Write `frame`, the slots of `run` joined, to everybody who stands before them."""
         written = 0
+        first, last, end = run
         for sub in tuple(lane):
             if sub.index >= last or sub.place != "lane":
                 continue  # joined or left while a walk gave way
@@ -343,7 +356,7 @@ class Channel:
             if odd or sub.limit < end or sub.outlet.backlog() > BACKLOG_BYTES:
                 self._counters.left_lane += 1
                 self._to_cursor(sub)
-                self.pump(sub, time.monotonic())
+                self.pump(sub, now)
                 continue
             sub.index = last
             sub.outlet.write(frame)  # type: ignore[arg-type]  # `odd` covers None
@@ -557,7 +570,7 @@ class Hub:
                 async with asyncio.timeout(LOOK_S if channel.cursors else None):
                     await channel.news.wait()
             channel.news.clear()
-            await channel.walk()
+            await channel.walk(time.monotonic())
             channel.look(time.monotonic())
 
 

@@ -366,7 +366,7 @@ class Peer:
     def _allow(self, action: Allow) -> None:
         if found := self._subscriptions.get(action.sid):
             channel, sub = found
-            channel.allow(sub, action.play_ms, action.ahead_ms)
+            channel.allow(sub, action.play_ms, action.ahead_ms, time.monotonic())
 
     def _leave(self, sid: str) -> None:
         if found := self._subscriptions.pop(sid, None):

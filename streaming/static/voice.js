@@ -120,6 +120,7 @@ export class LiveVoice {
     this.#end = null;
     const border = Math.round(ms * TICKS_PER_MS);
     const here = this.positionMs * TICKS_PER_MS;
+    const seg = this.#sentences.findLast((s) => s.pts <= here)?.seg ?? fromSeg;
     if (here <= border) {
       if (this.#last && this.#last.pts + this.#last.dur > border + TICKS_PER_MS) {
         this.#takeBack(border);
@@ -127,12 +128,12 @@ export class LiveVoice {
         if (!this.#last) this.#at = { epoch, seg: fromSeg, ticks: border };
       }
     } else if (crashed || !this.#last) {
-      this.#jump({ epoch, seg: fromSeg, ticks: border });
+      // Where all is spoken again from the start, nobody has to hear again what he knows.
+      this.#jump({ epoch, seg: Math.max(fromSeg, seg), ticks: seg > fromSeg ? here : border });
     } else {
-      const current = this.#sentences.findLast((s) => s.pts <= here);
-      const following = this.#sentences.find((s) => s.pts > here && s.seg > (current?.seg ?? 0));
+      const following = this.#sentences.find((s) => s.pts > here && s.seg > seg);
       if (following) this.#takeBack(following.pts);
-      this.#at = { epoch, seg: Math.max(fromSeg, (current?.seg ?? 0) + 1), ticks: border };
+      this.#at = { epoch, seg: Math.max(fromSeg, seg + 1), ticks: border };
       this.#last = null;
     }
     this.feed();
@@ -237,7 +238,8 @@ export class LiveVoice {
   #begin(frame) {
     const early = this.#last ? undefined : this.#timeline.before(frame);
     const first = early ?? frame;
-    const wanted = this.#last || "epoch" in this.#at ? frame.pts : this.#at.ticks;
+    if (!this.#last && "epoch" in this.#at) this.#at.ticks = frame.pts;
+    const wanted = this.#last ? frame.pts : this.#at.ticks;
     const run = { generation: this.#generation, from: Math.max(wanted, frame.pts), seam: this.#sent > 0 };
     run.decoder = decoderFor(first, this.#skip, {
       emit: (samples) => this.#emit(run, samples),

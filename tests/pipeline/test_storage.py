@@ -399,6 +399,25 @@ def test_senseless_address_is_explained(where: str, message: str) -> None:
         make_storage(where)
 
 
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("rec/x-1.ogg", "audio/ogg"),
+        ("rec/x-1.chapters.json", "application/json+chapters"),
+        ("x.json", "application/json"),
+        ("x", "application/octet-stream"),
+    ],
+)
+def test_ending_of_a_key_tells_the_content_type(tmp_path: Path, key: str, kind: str) -> None:
+    store = FolderStorage(tmp_path)
+    store.put_if_absent(key, b"")
+
+    info = store.head(key)
+
+    assert info is not None
+    assert info.content_type == kind
+
+
 def test_report_explains_each_failure() -> None:
     bad = storage.Report(
         put_is_conditional=False,

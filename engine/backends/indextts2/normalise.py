@@ -53,7 +53,8 @@ _MARK = re.compile("|".join(re.escape(mark) for mark in _MARKS))
 _MARK_ZH = re.compile(_MARK.pattern + r"|\$")
 _DIGITS = {"zh": "零一二三四五六七八九", "en": "zero one two three four five six seven eight nine"}
 _HYPHEN = "\uf8fe"  # private use: no verbaliser reads it as "minus"
-_FIRST_PLACEHOLDER = 0xE000
+_READINGS_FROM, _NAMES_FROM = 0xE000, 0xE800
+_PRIVATE = re.compile("[\ue000-\uf8ff]")
 
 
 class Verbaliser(Protocol):
@@ -79,13 +80,16 @@ class Normalised:
     warnings: tuple[str, ...] = ()
 
 
-def choose_lang(text: str) -> Lang:
-    """Chinese if there is an ideograph, no Latin letter, a pinyin token, or it is an e-mail address."""
+def choose_lang(text: str, *, pinyin_counts: bool = True) -> Lang:
+    """Chinese if there is an ideograph, no Latin letter, a pinyin token, or it is an e-mail address.
+
+    `pinyin_counts` is the reference's rule; it takes `v2` for a syllable.
+    """
     is_chinese = (
         _HAN.search(text)
         or not _LATIN.search(text)
         or _EMAIL.fullmatch(text)
-        or pinyin.TOKEN.search(text)
+        or (pinyin_counts and pinyin.TOKEN.search(text))
     )
     return "zh" if is_chinese else "en"
 
@@ -93,16 +97,17 @@ def choose_lang(text: str) -> Lang:
 class _Placeholders:
     """Stretches set aside under one private-use character each, so that no rule touches them."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
+        self._first = first
         self._kept: list[str] = []
 
     def put(self, text: str) -> str:
         self._kept.append(text)
-        return chr(_FIRST_PLACEHOLDER + len(self._kept) - 1)
+        return chr(self._first + len(self._kept) - 1)
 
     def restore(self, text: str) -> str:
-        for i in reversed(range(len(self._kept))):
-            text = text.replace(chr(_FIRST_PLACEHOLDER + i), self._kept[i])
+        for i, kept in enumerate(self._kept):
+            text = text.replace(chr(self._first + i), kept)
         return text
 
 
@@ -131,18 +136,26 @@ class Normaliser:
         terms = sorted(self._glossary, key=len, reverse=True)
         self._terms = re.compile("|".join(map(re.escape, terms)), re.IGNORECASE) if terms else None
 
-    def __call__(self, text: str) -> Normalised:
-        """Normalise one text; never empties one that has something to say."""
+    def __call__(self, text: str, lang: Lang | None = None) -> Normalised:
+        """Normalise one text; never empties one that has something to say.
+
+        Args:
+            text: a sentence.
+            lang: what texts without an ideograph are read in; None goes by their letters.
+        """
+        text = _PRIVATE.sub("", text)
         if not self._is_natural and len(text.strip()) == 1:
             return Normalised(text, choose_lang(text))
-        readings, warnings = _Placeholders(), list[str]()
+        readings, warnings = _Placeholders(_READINGS_FROM), list[str]()
         if self._is_natural:
             plain = text
             text, unknown = pinyin.resolve(
                 text, self._is_known, lambda token: readings.put(f" {token} ")
             )
             warnings += [f"no pinyin token for {note}; it is read as usual" for note in unknown]
-            lang: Lang = "zh" if text != plain else choose_lang(text)
+            found = choose_lang(text, pinyin_counts=False)
+            has_han = text != plain or _HAN.search(text) is not None
+            lang = "zh" if has_han else lang or found
         else:
             text = _MARKUP.sub(lambda m: readings.put(m.group()), text)
             lang = choose_lang(text)
@@ -158,45 +171,22 @@ class Normaliser:
         return self._terms.sub(reading, text) if self._terms else text
 
     def _spoken(self, text: str, lang: Lang, warnings: list[str]) -> str:
-        kept = _Placeholders() if not self._is_natural else None
+        names = _Placeholders(_NAMES_FROM)
         text = _TERM.sub(lambda m: m.group().replace("-", _HYPHEN), text)
-        names = _Names(lang)
-        text = names.protect(text.rstrip() if lang == "zh" else text, natural=kept is None)
+        if lang == "zh":
+            text = text.rstrip()
+            if not self._is_natural:  # natural texts have their readings set aside already
+                text = pinyin.TOKEN.sub(lambda m: names.put(pinyin.correct(m.group())), text)
+            text = _NAME.sub(lambda m: names.put(m.group()), text)
         if self._is_natural:
             text = _verbalised(self._verbalise, spell_out(text, lang).text, lang, warnings)
             text = _spell_digits(text, lang, warnings)
         else:
             text = self._verbalise(text, lang)
         text = re.sub(rf"\s*{_HYPHEN}\s*", "-", names.restore(text))
-        if lang == "zh" and not self._is_natural:
+        if lang == "zh" and not self._is_natural:  # the reference loses money signs here
             return _MARK_ZH.sub(lambda m: _MARKS.get(m.group(), "."), text)
         return _MARK.sub(lambda m: _MARKS[m.group()], text)
-
-
-class _Names:
-    """Keeps names and pinyin of Chinese text away from the verbaliser."""
-
-    _OFFSET = 0x800  # readings of annotations come before these
-
-    def __init__(self, lang: Lang) -> None:
-        self._is_chinese = lang == "zh"
-        self._kept: list[str] = []
-
-    def protect(self, text: str, *, natural: bool) -> str:
-        if not self._is_chinese:
-            return text
-        if not natural:  # natural texts have their readings set aside already
-            text = pinyin.TOKEN.sub(lambda m: self._put(pinyin.correct(m.group())), text)
-        return _NAME.sub(lambda m: self._put(m.group()), text)
-
-    def restore(self, text: str) -> str:
-        for i in reversed(range(len(self._kept))):
-            text = text.replace(chr(_FIRST_PLACEHOLDER + self._OFFSET + i), self._kept[i])
-        return text
-
-    def _put(self, text: str) -> str:
-        self._kept.append(text)
-        return chr(_FIRST_PLACEHOLDER + self._OFFSET + len(self._kept) - 1)
 
 
 def _verbalised(verbalise: Verbaliser, text: str, lang: Lang, warnings: list[str]) -> str:

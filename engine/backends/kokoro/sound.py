@@ -76,8 +76,10 @@ def _k_weighted(audio: Floats) -> npt.NDArray[np.float64]:
 
 
 def _shelf(s: Response, *, q: float, boost: float) -> Response:
-    return (boost * s**2 + np.sqrt(boost) * s / q + 1) / _resonance(s, q=q)
+    raised: Response = boost * s**2 + np.sqrt(boost) * s / q + 1
+    return raised / _resonance(s, q=q)
 
 
 def _resonance(s: Response, *, q: float) -> Response:
-    return s**2 + s / q + 1
+    response: Response = s**2 + s / q + 1
+    return response
