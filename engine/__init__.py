@@ -1,20 +1,5 @@
 """Text in, audio out: no notes, no SQL, no sockets.
 
-`make_backend(name)` builds a voice, `Engine` speaks with it; `engine.base` is the contract.
+`backends.make_backend(name)` builds a voice, `engine.Engine` speaks with it; `base` is the
+contract. Nothing is imported here, so that a process without a voice loads no numpy.
 """
-
-from engine.backends import make_backend
-from engine.base import AudioChunk, Controls, SpeechRequest, Turn, Voice
-from engine.engine import Engine
-from engine.errors import EngineError
-
-__all__ = [
-    "AudioChunk",
-    "Controls",
-    "Engine",
-    "EngineError",
-    "SpeechRequest",
-    "Turn",
-    "Voice",
-    "make_backend",
-]

@@ -10,33 +10,28 @@ import datetime
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from connectors.base import Connector, NotePatch, NoteRef
 from engine.base import SAMPLE_RATE_HZ
-from pipeline import effects, ids, leases, outbox, retry, schedule
+from pipeline import effects, ids, leases, outbox, retry
 from pipeline.audio import from_flac, to_flac
 from pipeline.database import affected, now_ms, rows
 from pipeline.errors import DatabaseUnavailable, LostLease
 from pipeline.job import Job, mine
 from pipeline.models import (
     attempt,
-    endpoint,
     episode,
-    episode_note,
     episode_recording,
-    listen_link,
-    note,
     recording,
     segment,
     usage_day,
 )
 from pipeline.narration import Spoken
 from pipeline.speaker import Held
+from pipeline.write_backs import buried, order_write_backs
 
 if TYPE_CHECKING:
     from pipeline.services import Services
@@ -207,7 +202,7 @@ def commit_stored(
         _link_recordings(services, connection, job, made)
         _count_usage(services, connection, job, made, length_ms, busy_ms)
         leases.log_states(connection, [(job.id, held.claim.fence)], "stored", actor="worker")
-        wake_ups = _order_write_backs(
+        wake_ups = order_write_backs(
             services,
             connection,
             job.row,
@@ -287,83 +282,6 @@ def hand_over(services: Services, held: Held) -> None:
             outbox.put(connection, "realtime", after_ms=-1_000)
     except (LostLease, DatabaseUnavailable) as error:
         log.info("not handed over, the lease runs out instead: %s", error)
-
-
-def buried(services: Services, connection: sa.Connection, episode_id: str) -> list[tuple[int, str]]:
-    """What a death causes, in the same commit: the row shows why, a batch run counts it."""
-    query = sa.select(episode).where(episode.c.id == episode_id)
-    row = dict(connection.execute(query).mappings().one())
-    refs = connection.execute(
-        sa.select(endpoint.c.name, note.c.ref_container, note.c.ref_table, note.c.ref_key)
-        .join(note, note.c.endpoint_id == endpoint.c.id)
-        .join(episode_note, episode_note.c.note_id == note.c.id)
-        .where(episode_note.c.episode_id == episode_id, note.c.ref_key.is_not(None))
-        .order_by(episode_note.c.position)
-    ).all()
-    schedule.episode_ended(connection, row)
-    if not refs:
-        return []
-    return _order_write_backs(
-        services,
-        connection,
-        row,
-        refs[0].name,
-        tuple(NoteRef(*ref) for ref in refs),
-        status="failed",
-        error=row["error_code"],
-    )
-
-
-def tell_dead(services: Services, freed: Sequence[leases.Freed]) -> None:
-    """Those who listen to an episode that died with its worker hear why it ends."""
-    for one in freed:
-        if one.state == "dead":
-            services.end_live(one.key, one.fence, failure=one.error)
-
-
-def _order_write_backs(
-    services: Services,
-    connection: sa.Connection,
-    row: Mapping[str, Any],
-    door: str,
-    refs: tuple[NoteRef, ...],
-    *,
-    status: Any,
-    error: str | None = None,
-    duration_s: float | None = None,
-) -> list[tuple[int, str]]:
-    """One effect per source row whose tool can be written to."""
-    connector = services.connector_or_none(door)
-    if connector is None or type(connector).write_back is Connector.write_back:
-        return []
-    link = connection.execute(
-        sa.select(listen_link)
-        .where(listen_link.c.episode_id == row["id"], listen_link.c.role == "listener")
-        .limit(1)
-    ).first()
-    url = services.links.url(link, row["key"]) if link is not None else None
-    effects.supersede(connection, row["id"])
-    audio = services.links.file_url(
-        row["key"], "mp3", now_s=time.time(), hours=services.settings.link_days * 24
-    )
-    return [
-        effects.order_write_back(
-            connection,
-            tenant_id=row["tenant_id"],
-            episode_id=row["id"],
-            endpoint=door,
-            ref=ref,
-            patch=NotePatch(
-                key=f"{row['id']}:{status}:{row['fence']}:{n}",
-                status=status,
-                link=url,
-                audio_ref=audio if status == "done" else None,
-                error=error,
-                duration_s=duration_s,
-            ),
-        )
-        for n, ref in enumerate(refs)
-    ]
 
 
 def _link_recordings(

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -337,7 +337,7 @@ def _show(episodes: list[dict[str, Any]], out: Path, console: Console) -> None:
     table.add_column("")
     for one in episodes:
         table.add_column(f"{one['lang']}: {one['title']}", overflow="fold")
-    rows = {
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "POST to link": lambda one: f"{one['link_ms']:.0f} ms",
         "POST to first sound": lambda one: f"{one['ttfa_ms']:.0f} ms",
         "sound": lambda one: f"{one['audio_s']:.1f} s",

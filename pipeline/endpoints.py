@@ -30,10 +30,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from connectors import CONNECTORS, make_connector
 from connectors.base import Connector, Detail, Note
 from connectors.errors import ConfigError, nearest
 from connectors.payload import DurationRule, Lang, Name
+from connectors.registry import CONNECTORS, make_connector
 
 _ADDRESS = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VOICE = re.compile(r"[\w.:, -]{1,200}")

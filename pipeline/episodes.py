@@ -22,11 +22,11 @@ from pipeline.arrows import EXTENSIONS, Stored
 from pipeline.audio import Recording
 from pipeline.captions import ChapterMark, Cue, chapters_json, webvtt
 from pipeline.database import rows
-from pipeline.errors import DatabaseUnavailable, LostLease
+from pipeline.errors import DatabaseUnavailable, LostLease, ScriptError
 from pipeline.job import Job, prepare
 from pipeline.models import recording
 from pipeline.narration import Broadcast, KeptOrder, Spoken, Word, words_of
-from pipeline.script import ScriptError, chapter_starts
+from pipeline.script import chapter_starts
 from pipeline.speaker import Held
 from pipeline.storage import StorageUnavailable
 

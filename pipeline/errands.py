@@ -17,12 +17,12 @@ import sqlalchemy as sa
 
 from connectors.base import NoteRef
 from pipeline import effects, intake, leases, outbox, retry, schedule
-from pipeline.arrows import buried
 from pipeline.database import affected, now_ms, rows
 from pipeline.errors import DatabaseUnavailable, Refused
 from pipeline.models import batch_run, endpoint, episode, episode_note, note
 from pipeline.notes import note_to_json
 from pipeline.services import Services
+from pipeline.write_backs import buried
 
 log = logging.getLogger(__name__)
 

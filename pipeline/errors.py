@@ -3,6 +3,7 @@
 PipelineError
 ├── NotFound              no such episode, endpoint, voice, ...
 ├── Refused               the request cannot be done as it stands; `field` names the culprit
+├── ScriptError           the note cannot become speech; kinds in script/model.py
 ├── DatabaseUnavailable   SQL is away; nothing was stored
 ├── LostLease             another owner, a cancel or the reaper took the episode
 └── Misconfigured         a setting or file is wrong; the message names the cure
@@ -35,6 +36,13 @@ class Refused(PipelineError):
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(message)
         self.field = field  # JSON pointer, or empty
+
+
+class ScriptError(PipelineError):
+    """The note cannot become speech; `code` goes into the row, the message to a person."""
+
+    status = 422
+    code = "script"
 
 
 class DatabaseUnavailable(PipelineError):

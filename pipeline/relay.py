@@ -14,12 +14,12 @@ from functools import partial
 import sqlalchemy as sa
 
 from pipeline import effects, leases, outbox, schedule
-from pipeline.arrows import buried, tell_dead
 from pipeline.database import affected, now_ms
 from pipeline.errors import DatabaseUnavailable
 from pipeline.models import episode, segment, worker
 from pipeline.services import Services
 from pipeline.storage import StorageError
+from pipeline.write_backs import buried, tell_dead
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from connectors.errors import ConnectorError, ToolUnavailable
 from engine.errors import BadRequest, EngineError
-from pipeline.errors import PipelineError, Refused
-from pipeline.script import ScriptError
+from pipeline.errors import PipelineError, Refused, ScriptError
 from pipeline.storage import StorageUnavailable
 
 DAY_MS = 86_400_000
@@ -93,7 +92,7 @@ def _code(error: Exception) -> str:
 
 def _message(error: Exception) -> str:
     """Our own errors are written for people; a foreign one shows its kind, not its insides."""
-    if isinstance(error, (ConnectorError, EngineError, PipelineError, ScriptError)):
+    if isinstance(error, (ConnectorError, EngineError, PipelineError)):
         return str(error)[:500]
     if isinstance(error, StorageUnavailable):
         return str(error)[:500]

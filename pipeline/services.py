@@ -16,22 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from connectors.base import Connector
-from pipeline import intake, schedule, servers
+from pipeline import intake, servers
 from pipeline.database import Database
-from pipeline.endpoints import Endpoint, load_endpoints
 from pipeline.errors import Misconfigured, NotFound
 from pipeline.links import Links
 from pipeline.outbox import Send, Sender
 from pipeline.settings import Settings, connectors_environment
 from streaming.chunk_log import ChunkLog
 from streaming.errors import LogLost, StreamingError
-from streaming.redis_log import RedisLog
 from streaming.session import LiveSession
 from streaming.tokens import KeyRing
 
 if TYPE_CHECKING:
     from engine.engine import Engine
     from pipeline.audio import Encoder
+    from pipeline.endpoints import Endpoint
     from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -51,6 +50,8 @@ class Services:
     @cached_property
     def endpoints(self) -> dict[str, Endpoint]:
         """The endpoints of connectors.toml by the name in their address."""
+        from pipeline.endpoints import load_endpoints
+
         path = connectors_file(self.settings)
         if path is None:
             return {}
@@ -59,6 +60,8 @@ class Services:
 
     def sync_schedules(self) -> None:
         """Make the schedules what connectors.toml says."""
+        from pipeline import schedule
+
         path = connectors_file(self.settings)
         document = tomllib.loads(path.read_text("utf-8")) if path is not None else {}
         _ = self.doors  # endpoints have their rows
@@ -114,6 +117,8 @@ class Services:
     @cached_property
     def chunks(self) -> ChunkLog:
         """The live log."""
+        from streaming.redis_log import RedisLog
+
         return RedisLog(self.redis_url, keep_s=self.settings.keep_live_h * 3600)
 
     @cached_property

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import IO
 
 from pipeline import effects, leases, migrate, servers
-from pipeline.arrows import buried, tell_dead
 from pipeline.errors import DatabaseUnavailable, Misconfigured
 from pipeline.services import Services
 from pipeline.settings import Settings
+from pipeline.write_backs import buried, tell_dead
 
 log = logging.getLogger(__name__)
 

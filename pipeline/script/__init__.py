@@ -1,5 +1,6 @@
 """Meeting notes to what is said: `Note` -> `Script` -> `SpeechRequest`."""
 
+from pipeline.errors import ScriptError
 from pipeline.script.casting import (
     ChapterStart,
     cast,
@@ -13,7 +14,6 @@ from pipeline.script.model import (
     NARRATOR,
     Chapter,
     Script,
-    ScriptError,
     Segment,
     Skipped,
     TooLong,

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pipeline.errors import ScriptError
+
 Kind = Literal["title", "heading", "decision", "todo", "speech", "prose", "quote"]
 
 MAX_CHARACTERS = 200_000
@@ -24,13 +26,6 @@ PAUSE_MS: Mapping[Kind, int] = {
     "prose": 0,
     "quote": 250,
 }
-
-
-class ScriptError(Exception):
-    """The note cannot become speech; `code` goes into the row, the message to a person."""
-
-    code = "script"
-    retry = False
 
 
 class TooLong(ScriptError):

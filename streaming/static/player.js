@@ -14,6 +14,7 @@ const FORWARD_MS = 30_000;
 const BEHIND_MS = 8_000; // so far behind the live edge, going there is worth a button
 const LATE_MS = 20_000; // so late at the door, where to begin is worth a question
 const FETCH_AHEAD_MS = 5_000; // a place nearer than this comes by itself soon enough
+const URGENT_MS = 5_000; // with less sound left than this, a lost connection is a problem
 const EVENTS_KEPT = 500;
 
 const $ = (id) => document.getElementById(id);
@@ -391,7 +392,8 @@ class Player {
     if (!this.#down || this.#whole()) return null;
     if (!navigator.onLine) return "offline";
     if (this.#down.busy) return "busy";
-    return this.#down.failures > 3 ? "unreachable" : null;
+    const isUrgent = this.#voice.bufferedMs < URGENT_MS;
+    return this.#down.failures > 3 && isUrgent ? "unreachable" : null;
   }
 
   #paint() {
@@ -405,6 +407,7 @@ class Player {
     const trouble = this.#trouble();
     $("problem").hidden = !trouble;
     put($("problem"), trouble ? say(trouble) : "");
+    if (face === "problem") put($("title"), say("nothing"));
     if ($("announce").dataset.face !== face) {
       $("announce").dataset.face = face;
       put($("announce"), text);

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import av
 import numpy as np
@@ -94,9 +95,8 @@ class Writer:
             packets = self._encoder.packets(block)
             pcm = block.astype("<i2").tobytes() if self._pcm else b""
             first, last = i == 0, i == sentence.chunks - 1
-            yield lambda p=packets, s=pcm, f=first, z=last: self.session.audio(
-                seg, CHUNK_TICKS, p, s, first=f, last=z
-            )
+            audio = self.session.audio
+            yield partial(audio, seg, CHUNK_TICKS, packets, pcm, first=first, last=last)
             if first:
                 self.session.words(seg, sentence.words(start_ms), "model")
 

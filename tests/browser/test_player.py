@@ -169,7 +169,7 @@ def test_slider_keys_buttons_and_words_all_seek(stage: Stage, tab: Tab) -> None:
     tab.click("#previous")
     assert 10_000 <= play_ms() < 12_000
     tab.key("ArrowRight")
-    assert 39_000 <= play_ms()  # not beyond the end
+    assert play_ms() >= 39_000  # not beyond the end
     tab.evaluate(
         "(() => { const e = document.querySelector('#seek'); e.value = 5000;"
         " e.dispatchEvent(new Event('change')); })()"
@@ -190,21 +190,21 @@ def test_slider_keys_buttons_and_words_all_seek(stage: Stage, tab: Tab) -> None:
 def test_joining_live_and_going_back_fetches_what_was_not_received(stage: Stage, tab: Tab) -> None:
     session = stage.session()
     writer = Writer(session)
-    writer.speak(sentences(chunks=150), pace=0, end=False)  # 2 minutes
+    writer.speak(sentences(chunks=40), pace=0, end=False)  # 32 s
     news = [Sentence("This is news.", 30)]
     tab.open(stage.link(session.sid))
-    tab.wait("document.querySelector('#live').textContent === 'Join live'")
-    assert tab.evaluate("document.querySelector('#play').textContent") == "Listen from the start"
+    tab.wait("document.querySelector('#play').textContent === 'Listen from the start'")
+    assert tab.evaluate("document.querySelector('#live').textContent") == "Join live"
     tab.click("#live")
     writer.speak(news, from_seg=4, pace=0.2, end=False)
-    wait(tab, "s.state === 'playing' && s.play_ms > 119000")
+    wait(tab, "s.state === 'playing' && s.play_ms > 31500")
     tab.evaluate(
-        "(() => { const e = document.querySelector('#seek'); e.value = 61000;"
+        "(() => { const e = document.querySelector('#seek'); e.value = 20000;"
         " e.dispatchEvent(new Event('change')); })()"
     )
-    wait(tab, "s.state === 'playing' && s.play_ms > 61200 && s.play_ms < 70000")
+    wait(tab, "s.state === 'playing' && s.play_ms > 20200 && s.play_ms < 29000")
     session.end("done")
-    wait(tab, "s.buf_ms > 50000")
+    wait(tab, "s.buf_ms > 10000")
     tab.evaluate(
         "(() => { const e = document.querySelector('#seek'); e.value = 0;"
         " e.dispatchEvent(new Event('change')); })()"
@@ -225,12 +225,13 @@ def test_faster_tempo_gets_through_more_without_underrun(stage: Stage, tab: Tab)
     tab.key("ArrowUp")
     assert tab.evaluate("document.querySelector('#speed').value") == "1.5"
     progress = tab.evaluate(
-        "new Promise((done) => { const place = () => [performance.now(), window.__nc.stats().play_ms];"
+        "new Promise((done) => {"
+        " const place = () => [performance.now(), window.__nc.stats().play_ms];"
         " setTimeout(() => { const [t, p] = place();"
         " setTimeout(() => { const [u, q] = place(); done((q - p) / (u - t)); }, 3000); }, 300); })"
     )
 
-    assert progress == pytest.approx(1.5, abs=0.1)
+    assert progress == pytest.approx(1.5, abs=0.15)
     assert stats(tab)["underruns"]["n"] == 0
 
 
@@ -265,6 +266,7 @@ def test_link_that_opens_nothing_says_why_and_what_to_do(
 
     assert shown.startswith(advice)
     assert tab.evaluate("document.querySelector('#play').disabled") is True
+    assert tab.evaluate("document.querySelector('#title').textContent") == "Nothing to play"
 
 
 def test_sentence_that_a_crash_broke_off_is_heard_again_from_its_start(
@@ -406,6 +408,20 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
+def test_zoomed_page_keeps_the_controls_in_reach_and_room_to_read(stage: Stage, tab: Tab) -> None:
+    session = stage.session()
+    Writer(session).speak(sentences(chunks=30), pace=0, end=False)
+    tab.emulate(width=640, height=400)  # what 1280 x 800 is at 200 %
+    tab.open(stage.link(session.sid))
+    tab.click("#play")
+    wait(tab, "s.state === 'playing'")
+    box = tab.evaluate("document.querySelector('#dock').getBoundingClientRect().toJSON()")
+
+    assert box["bottom"] == 400
+    assert box["height"] < 400 / 3
+    assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_colours_follow_the_system_and_keep_their_contrast(
     stage: Stage, tab: Tab, dark: bool
@@ -533,7 +549,8 @@ def test_page_reads_the_protocols_frames(stage: Stage, tab: Tab) -> None:
     frames = tab.evaluate(
         "import('/static/protocol.js').then(({parseFrame}) => Object.fromEntries(Object.entries("
         f"{json.dumps(vectors)}).map(([name, hex]) => {{"
-        " const frame = parseFrame(Uint8Array.from(hex.match(/../g), (b) => parseInt(b, 16)).buffer);"
+        " const bytes = Uint8Array.from(hex.match(/../g), (b) => parseInt(b, 16));"
+        " const frame = parseFrame(bytes.buffer);"
         " return [name, {...frame, payload: null, pcm: frame.pcm && [...frame.pcm],"
         " packets: frame.packets?.map((p) => [...p])}]; })))"
     )

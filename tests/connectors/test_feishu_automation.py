@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors import make_connector
 from connectors.base import Accepted, Connector, Hook, Note, NotePatch, NoteRef
 from connectors.errors import ConnectorError, Malformed, ToolRefused, ToolUnavailable
 from connectors.feishu_automation import FeishuAutomation
+from connectors.registry import make_connector
 
 TOKEN = "a-token-of-the-automation"
 NOW = datetime(2026, 11, 20, 1, 30, 6, tzinfo=UTC)

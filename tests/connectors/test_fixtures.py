@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from connectors import CONNECTORS, make_connector
 from connectors.base import Accepted, Connector, Hook, Reply
 from connectors.errors import ConnectorError
+from connectors.registry import CONNECTORS, make_connector
 from connectors.signing import sign_webhook
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "connectors"

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from connectors import make_connector
 from connectors.base import Connector, Cursor, Hook, NotePatch, NoteRef
 from connectors.errors import ConfigError, Rejected, ToolUnavailable
+from connectors.registry import make_connector
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 SECRET = "whsec_bm90ZWNhc3QtZGVtby1zZWNyZXQtMDAwMQ=="

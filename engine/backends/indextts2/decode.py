@@ -21,6 +21,7 @@ from engine.backends.indextts2.sampling import Sampling, draw, keep, penalise, p
 
 End = Literal["stop", "limit", "loop", "target"]
 
+LEAST_CODES = 5  # a tenth of a second: a reading never ends before it began
 MOST_CODES = 1500  # per sequence, whatever the model has positions for
 CODES_PER_PIECE = 20  # 4 s of sound per 10 pieces, above which a reading has run away
 SPARE_CODES = 100
@@ -178,6 +179,8 @@ class Decoder:
         return draw(chances, codes, torch.where(heat > 0, uniforms, 0.0))
 
     def _stop_lead(self, reading: Reading) -> float:
+        if len(reading.codes) < LEAST_CODES:
+            return -torch.inf
         lead = self._model.config.stop_bias
         if reading.wanted_codes is not None:
             lead += duration.stop_bias(len(reading.codes) + 1, reading.wanted_codes)

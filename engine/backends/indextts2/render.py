@@ -126,8 +126,7 @@ class SentenceRenderer:
     def sound(self, window: Window) -> Samples:
         """Samples that a finished window adds, 256 per frame; the last window flushes."""
         emitted = self._mel.shape[1]
-        context = min(MEL_CONTEXT, emitted)
-        mel = window.mel if not context else window.x[:, window.prompt_frames :]
+        mel = window.mel
         fresh = self._frames(self._end_code) - emitted
         again = min(BLEND, emitted) if len(self._tail) else 0
         left = min(CONTEXT_FRAMES + again, emitted)

@@ -1,0 +1,386 @@
+"""Many streams on one model: who decodes, which window moves, what is ready. One thread calls `tick`.
+
+A tick admits what fits, draws a few codes for every reading that is not too far ahead of its renderer, and
+makes one flow-matching step for the most urgent window and all that share its size. Streams come in order of
+urgency (the engine puts the shortest runway first), so the earliest deadline is served first, a new arrival
+waits one tick, and a cancelled stream is gone before the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.backends.indextts2.cfm import Window, bucket
+from engine.backends.indextts2.config import SAMPLE_RATE_HZ
+from engine.backends.indextts2.decode import Decoder, Reading
+from engine.backends.indextts2.duration import CODES_PER_S, codes_for
+from engine.backends.indextts2.model import Model
+from engine.backends.indextts2.render import Plan, Samples, SentenceRenderer
+from engine.backends.indextts2.sampling import Sampling
+from engine.backends.indextts2.voice import VoiceFeatures
+
+log = logging.getLogger(__name__)
+
+_NEAR_ENOUGH = 0.03  # of the wanted length: no further candidate is read
+_AHEAD = 1.5  # chunks a live reading may be ahead of its renderer
+_SAFETY = 1.5  # a chunk must be affordable this many times before the listener runs dry
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A sentence, ready to be spoken.
+
+    Attributes:
+        number: of the sentence in its request.
+        ids: text pieces.
+        voice, emotion: features and (D,) vector.
+        plan: how it is rendered.
+        sampling: how codes are drawn.
+        candidates: readings to choose from when a length is wanted.
+    """
+
+    number: int
+    ids: tuple[int, ...]
+    voice: VoiceFeatures
+    emotion: torch.Tensor
+    plan: Plan
+    sampling: Sampling = field(default_factory=Sampling)
+    candidates: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What a stream has made since it was last looked at.
+
+    Attributes:
+        number: of the sentence.
+        wave: (samples,) at 22,050 Hz.
+        first, last: of its sentence.
+        codes: decoded so far, for a guess of the sentence's length; final on the last one.
+        is_truncated: a guard ended the reading.
+    """
+
+    number: int
+    wave: Samples
+    first: bool
+    last: bool
+    codes: int
+    is_truncated: bool = False
+
+
+class Stream:
+    """One request in flight.
+
+    Args:
+        next_task: gives the next sentence, None when there is no more; called when its decoding may begin.
+        seed: of the request.
+        live: somebody listens.
+    """
+
+    def __init__(self, next_task: Callable[[], Task | None], *, seed: int, live: bool) -> None:
+        self.seed, self.live = seed, live
+        self.out: deque[Sound] = deque()
+        self._next_task = next_task
+        self._speeches: deque[_Speech] = deque()
+        self._has_more = True
+        self._first_sound_at: float | None = None
+        self._made = 0  # samples
+
+    @property
+    def is_done(self) -> bool:
+        """Everything is in `out`."""
+        return not self._has_more and not self._speeches
+
+    @property
+    def has_begun(self) -> bool:
+        """A sentence was started."""
+        return bool(self._speeches) or self._made > 0
+
+    def runway_s(self, now: float) -> float:
+        """Sound made and not yet heard by a listener who plays at once."""
+        if self._first_sound_at is None:
+            return 0.0
+        return self._made / SAMPLE_RATE_HZ - (now - self._first_sound_at)
+
+    def begin_next(self) -> None:
+        """Start the next sentence when the last one's decoding is over; at most one is prepared ahead."""
+        is_free = not self._speeches or (len(self._speeches) == 1 and self._speeches[0].is_decoded)
+        if not (self._has_more and is_free):
+            return
+        task = self._next_task()
+        if task is None:
+            self._has_more = False
+        else:
+            self._speeches.append(_Speech(task))
+
+    def decoding(self) -> _Speech | None:
+        """The sentence whose codes are being drawn."""
+        last = self._speeches[-1] if self._speeches else None
+        return None if last is None or last.is_decoded else last
+
+    def rendering(self) -> _Speech | None:
+        """The sentence whose sound is due."""
+        return self._speeches[0] if self._speeches else None
+
+    def deliver(self, wave: Samples, now: float) -> None:
+        """Put a piece of sound out; drop the sentence when it was its last."""
+        speech = self._speeches[0]
+        assert speech.renderer is not None
+        last = speech.renderer.is_done
+        self.out.append(
+            Sound(
+                speech.task.number,
+                wave,
+                first=speech.renderer.samples == len(wave),
+                last=last,
+                codes=len(speech.reading.codes) if speech.reading else 0,
+                is_truncated=bool(speech.reading and speech.reading.is_truncated),
+            )
+        )
+        self._made += len(wave)
+        if self._first_sound_at is None:
+            self._first_sound_at = now
+        if last:
+            self._speeches.popleft()
+
+    def readings(self) -> list[Reading]:
+        """Everything that may hold a slot."""
+        return [s.reading for s in self._speeches if s.reading is not None]
+
+
+class _Speech:
+    """One sentence: readings until one is taken, then windows until its sound is whole."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.reading: Reading | None = None
+        self.renderer: SentenceRenderer | None = None
+        self.window: Window | None = None
+        self.is_decoded = False
+        self._tried: list[Reading] = []
+
+    def next_reading(self, model: Model, seed: int) -> Reading:
+        task = self.task
+        prefix = model.gpt.prefix(
+            task.voice.latents.to(model.placement.gpt_dtype),
+            task.emotion.to(model.placement.gpt_dtype),
+            list(task.ids),
+        )
+        frames = task.plan.frames
+        self.reading = Reading(
+            prefix,
+            len(task.ids),
+            task.sampling,
+            seed,
+            place=(task.number, len(self._tried)),
+            wanted_codes=None if frames is None else codes_for(frames),
+        )
+        return self.reading
+
+    def judge(self) -> None:
+        """After a reading ended: take it, or the best so far, or ask for another."""
+        reading = self.reading
+        assert reading is not None
+        self._tried.append(reading)
+        wanted = reading.wanted_codes
+        if wanted is None:
+            self.is_decoded = True
+            return
+
+        def miss(r: Reading) -> float:
+            return abs(len(r.codes) - wanted) / wanted
+
+        if miss(reading) <= _NEAR_ENOUGH or len(self._tried) >= self.task.candidates:
+            self.reading = min(self._tried, key=miss)
+            self.is_decoded = True
+        else:
+            self.reading = None
+
+
+class Synthesiser:
+    """The model, its slots, and the rules of a tick.
+
+    Args:
+        model: the release.
+        slots: readings in flight.
+        exact: never share a floating-point call between streams, so that a request's samples do not
+            depend on its neighbours (the default on a CPU).
+        adaptive: choose chunk sizes by the listener's runway instead of the fixed schedule (the default
+            on a GPU); sound then depends on load in where its chunks join.
+        rows: windows in one call.
+        prefill_positions: text positions read per tick.
+        decode_steps: codes drawn per reading per tick.
+        most_load: predicted share of the device above which new live streams wait.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int = 8,
+        exact: bool | None = None,
+        adaptive: bool | None = None,
+        rows: int = 16,
+        prefill_positions: int = 512,
+        decode_steps: int = 4,
+        most_load: float = 0.85,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        on_gpu = model.device.type == "cuda"
+        self.model = model
+        self.decoder = Decoder(model, slots=slots, exact=exact)
+        self.adaptive = on_gpu if adaptive is None else adaptive
+        self.load = Load(most_load)
+        self._rows = 1 if self.decoder.exact else rows
+        self._prefill, self._decode_steps = prefill_positions, decode_steps
+        self._clock = clock
+
+    def tick(self, streams: Sequence[Stream]) -> None:
+        """Advance streams, the most urgent first; the first one always moves."""
+        began = self._clock()
+        self._admit(streams)
+        for _ in range(self._decode_steps):
+            if not self._decode(streams):
+                break
+        self._open_windows(streams)
+        made = self._render(streams)
+        self.load.spent(self._clock() - began, made / SAMPLE_RATE_HZ)
+
+    def cancel(self, stream: Stream) -> None:
+        """Give back everything a stream holds; safe to repeat."""
+        for reading in stream.readings():
+            self.decoder.drop(reading)
+        stream._speeches.clear()
+        stream._has_more = False
+
+    def _admit(self, streams: Sequence[Stream]) -> None:
+        budget = self._prefill
+        begun = sum(s.live and s.has_begun for s in streams)
+        for stream in streams:
+            if stream.live and not stream.has_begun:
+                if begun and not self.load.allows(begun + 1):
+                    continue
+                begun += 1
+            stream.begin_next()
+            speech = stream.decoding()
+            if speech is None or speech.reading is not None:
+                continue
+            if not self.decoder.free_slots or budget <= 0:
+                break
+            reading = speech.next_reading(self.model, stream.seed)
+            self.decoder.start(reading)
+            budget -= len(reading.prefix)
+
+    def _decode(self, streams: Sequence[Stream]) -> bool:
+        """One code for everybody who should have one; False when that is nobody."""
+        group = [(s, s.decoding()) for s in streams]
+        going = [
+            (stream, speech)
+            for stream, speech in group
+            if speech is not None and speech.reading is not None and not self._is_ahead(stream, speech)
+        ]
+        self.decoder.step([sp.reading for _, sp in going if sp.reading is not None])
+        for _, speech in going:
+            if speech.reading is not None and speech.reading.ended:
+                speech.judge()
+        return bool(going)
+
+    def _is_ahead(self, stream: Stream, speech: _Speech) -> bool:
+        """Far enough before its renderer: more would be wasted on a cancel, and others need the turn."""
+        assert speech.reading is not None
+        if not stream.live:
+            return False
+        done, chunk = 0, speech.task.plan.schedule[0]
+        if speech.renderer is not None:
+            done, chunk = speech.renderer.done_codes, speech.renderer.chunk
+        if speech.window is not None:
+            done += chunk
+        return len(speech.reading.codes) >= done + _AHEAD * chunk + speech.task.plan.lookahead
+
+    def _open_windows(self, streams: Sequence[Stream]) -> None:
+        for stream in streams:
+            speech = stream.rendering()
+            if speech is None or speech.window is not None or speech.reading is None:
+                continue
+            reading, task = speech.reading, speech.task
+            if reading.wanted_codes is not None and not speech.is_decoded:
+                continue  # another candidate may be taken
+            if speech.renderer is None:
+                speech.renderer = SentenceRenderer(
+                    self.model, task.voice, task.plan, seed=stream.seed, number=task.number
+                )
+            chunk = self._chunk(stream, speech.renderer) if self.adaptive else None
+            ended = reading.ended is not None
+            if speech.renderer.is_ready(len(reading.codes), ended, chunk=chunk):
+                speech.window = speech.renderer.window(
+                    reading.codes, reading.latents, ended, chunk=chunk
+                )
+
+    def _chunk(self, stream: Stream, renderer: SentenceRenderer) -> int | None:
+        """The largest chunk that is ready before the listener runs dry; the schedule's when none is."""
+        runway_s = stream.runway_s(self._clock())
+        cost = self.load.cost
+        for codes in sorted(renderer._plan.schedule, reverse=True):
+            seconds = codes / CODES_PER_S
+            if codes >= renderer.chunk and _SAFETY * 2 * seconds * cost < runway_s:
+                return codes
+        return renderer.chunk
+
+    def _render(self, streams: Sequence[Stream]) -> int:
+        """One step of the most urgent window and those that share its call; returns samples made."""
+        waiting = [
+            (stream, speech.window)
+            for stream in streams
+            if (speech := stream.rendering()) is not None and speech.window is not None
+        ]
+        if not waiting:
+            return 0
+        size = bucket(waiting[0][1].frames)
+        group = [(s, w) for s, w in waiting if bucket(w.frames) == size][: self._rows]
+        with torch.inference_mode():
+            pad = None if self.decoder.exact else size
+            self.model.solver.advance([w for _, w in group], frames=pad)
+        return sum(self._finished(stream) for stream, window in group if window.is_done)
+
+    def _finished(self, stream: Stream) -> int:
+        speech = stream.rendering()
+        assert speech is not None and speech.window is not None and speech.renderer is not None
+        wave = speech.renderer.sound(speech.window)
+        speech.window = None
+        stream.deliver(wave, self._clock())
+        return len(wave)
+
+
+class Load:
+    """What a second of sound costs, and how many live streams that allows."""
+
+    _MEMORY = 0.9  # weight of the past
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._busy_s = 0.0
+        self._sound_s = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Seconds of device per second of sound, averaged over recent sound; 0 before there is any."""
+        return self._busy_s / self._sound_s if self._sound_s else 0.0
+
+    def spent(self, busy_s: float, sound_s: float) -> None:
+        """Note one tick."""
+        self._busy_s += busy_s
+        self._sound_s += sound_s
+        if self._sound_s > 20.0:  # forget: the last half minute or so decides
+            self._busy_s *= self._MEMORY
+            self._sound_s *= self._MEMORY
+
+    def allows(self, live: int) -> bool:
+        """Whether this many live streams fit under the limit."""
+        return live * self.cost <= self._most
