@@ -74,6 +74,21 @@ def supersede(connection: sa.Connection, episode_id: str) -> None:
     )
 
 
+def revive(connection: sa.Connection, key: str) -> int:
+    """Let the dead write-backs of an episode be tried again; gives how many there are."""
+    of_episode = sa.select(episode.c.id).where(episode.c.key == key)
+    revived = affected(
+        connection.execute(
+            effect.update()
+            .where(effect.c.episode_id.in_(of_episode), effect.c.state.in_(("dead", "uncertain")))
+            .values(state="due", tries=0, next_ms=now_ms(), created_ms=now_ms())
+        )
+    )
+    if revived:
+        outbox.put(connection, "effect", after_ms=-1_000)
+    return revived
+
+
 def carry_out(
     database: Database,
     worker_id: str,

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from connectors.base import Accepted, Note, NoteEvent
-from pipeline import ids, leases, outbox
+from pipeline import ids, leases, outbox, schedule
 from pipeline.database import Database, affected, now_ms
 from pipeline.links import Links
 from pipeline.models import (
@@ -355,8 +355,10 @@ def cancel(
             lease_owner=None,
             lease_until_ms=0,
         )
-        .returning(episode.c.id, episode.c.key, episode.c.fence)
+        .returning(episode.c.id, episode.c.key, episode.c.fence, episode.c.batch_run_id)
     ).all()
+    for row in ended:
+        schedule.episode_ended(connection, row)
     connection.execute(
         attempt.update()
         .where(attempt.c.episode_id.in_([row.id for row in ended]), attempt.c.ended_ms.is_(None))

@@ -30,5 +30,5 @@ def set_up_logging(process: str, level: str) -> None:
         _Lines(f"%(asctime)s %(levelname)s {process} %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("botocore", "boto3", "urllib3", "kombu", "celery", "jieba", "uvicorn.access"):
+    for chatty in ("botocore", "boto3", "urllib3", "kombu", "celery", "jieba", "websockets"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engine.errors import EngineError
-from pipeline import episode_view, intake, leases, migrate, outbox, schedule
+from pipeline import effects, episode_view, intake, leases, migrate, outbox, schedule
 from pipeline.database import Database, now_ms, rows
 from pipeline.endpoints import BadEndpoints
 from pipeline.errors import PipelineError, Refused
@@ -43,6 +43,8 @@ def stop_episode(services: Services, key: str, *, actor: str) -> bool:
 def revive(services: Services, key: str, *, actor: str, new_take: bool = False) -> None:
     """Queue a failed or dead episode now; a new take speaks it anew, also when it is done.
 
+    A finished episode whose row could not be written gets its write-back tried again.
+
     Raises:
         NotFound: there is no such episode.
         Refused: it is being worked on, or done and no new take was asked for.
@@ -69,13 +71,17 @@ def revive(services: Services, key: str, *, actor: str, new_take: bool = False) 
                 error=None,
                 error_code=None,
             )
-            .returning(episode.c.id, episode.c.fence)
+            .returning(episode.c.id, episode.c.fence, episode.c.batch_run_id)
         ).first()
         if row is None:
+            if effects.revive(connection, found["id"]):
+                write_audit(connection, actor=actor, action="revive", about=found["id"])
+                return
             raise Refused(
                 f"episode {key} is {found['state']}; only failed, dead and cancelled ones can be "
                 "revived (a finished one with --new-take)"
             )
+        schedule.episode_ended(connection, row)
         if new_take:
             connection.execute(segment.delete().where(segment.c.episode_id == row.id))
         leases.log_states(

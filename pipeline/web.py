@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -31,14 +32,14 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from connectors.base import Hook, Note, NoteEvent, NoteRef, Reply
 from connectors.errors import Malformed, Rejected
 from connectors.payload import json_pointer
-from pipeline import episode_view, intake
+from pipeline import episode_view, intake, links
 from pipeline.endpoints import Endpoint
 from pipeline.errors import DatabaseUnavailable, NotFound, PipelineError, Refused
 from pipeline.links import FILE_SCOPE
 from pipeline.models import api_key, worker
 from pipeline.operate import stop_episode
 from pipeline.services import Services
-from pipeline.storage import RangeNotSatisfiable, StorageUnavailable, content_type_of
+from pipeline.storage import StorageUnavailable, content_type_of
 from streaming.errors import TokenError
 from streaming.server import Gateway
 
@@ -305,19 +306,25 @@ class _Web:
             return _problem(401, "unauthenticated", str(error))
         if not grant.covers(key) or (ticket and FILE_SCOPE not in grant.scopes):
             return _problem(403, "forbidden", "this ticket is for another file")
+        if grant.link and not await self._in_transaction(lambda: self._is_good(grant.link)):
+            return _problem(403, "forbidden", "this link was revoked")
         answer: Response = await self._in_transaction(lambda: self._serve(key, extension, request))
         return answer
+
+    def _is_good(self, link_id: str) -> bool:
+        found = links.status(self._services.database, link_id)
+        return found is not None and not found.revoked
 
     def _serve(self, key: str, extension: str, request: Request) -> Response:
         found = episode_view.file_of(self._services.database, key, extension)
         storage = self._services.storage
-        start, end = _range(request.headers.get("range"), found.size_bytes)
-        try:
-            body = storage.open(found.object_key, start, end)
-        except RangeNotSatisfiable:
+        part = _range(request.headers.get("range"), found.size_bytes)
+        start, end = part or (0, found.size_bytes)
+        if start >= end:
             return Response(
                 status_code=416, headers={"Content-Range": f"bytes */{found.size_bytes}"}
             )
+        body = storage.open(found.object_key, start, end)
         headers = {
             "Accept-Ranges": "bytes",
             "Content-Length": str(end - start),
@@ -326,8 +333,7 @@ class _Web:
             "X-Content-Type-Options": "nosniff",
             "Access-Control-Allow-Origin": "*",
         }
-        is_partial = request.headers.get("range") is not None
-        if is_partial:
+        if part:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{found.size_bytes}"
 
         def stream() -> Iterator[bytes]:
@@ -339,7 +345,7 @@ class _Web:
             return Response(headers=headers, media_type=content_type_of(found.object_key))
         return StreamingResponse(
             stream(),
-            206 if is_partial else 200,
+            206 if part else 200,
             headers=headers,
             media_type=content_type_of(found.object_key),
         )
@@ -389,16 +395,21 @@ async def _read_capped(request: Request, limit: int) -> bytes | None:
     return b"".join(parts)
 
 
-def _range(header: str | None, size: int) -> tuple[int, int]:
-    """(start, end) of a single-range header; all of it for none and for forms we do not serve."""
-    if not header or not header.startswith("bytes=") or "," in header:
-        return 0, size
-    first, _, last = header.removeprefix("bytes=").partition("-")
-    if not first and last.isdigit():
-        return max(0, size - int(last)), size
-    if not first.isdigit() or (last and not last.isdigit()):
-        return 0, size
-    return int(first), min(size, int(last) + 1) if last else size
+def _range(header: str | None, size: int) -> tuple[int, int] | None:
+    """(start, end) of a single-range header, empty if it lies behind the file's end.
+
+    None for no header, and for what may be ignored: several ranges, other units, nonsense (RFC 9110
+    section 14.2).
+    """
+    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").replace(" ", ""))
+    if found is None or found[1] == found[2] == "":
+        return None
+    if not found[1]:
+        return max(0, size - int(found[2])), size
+    start, end = int(found[1]), int(found[2]) + 1 if found[2] else size
+    if found[2] and end <= start:
+        return None
+    return start, min(size, end)
 
 
 def _problem(

@@ -14,11 +14,6 @@ export class Timeline {
   #frames = []; // effective, by seq; seq and pts grow together
   #cuts = [];
   #gaps = []; // [from_seq, to_seq] that the server will never send
-  #bytes = 0;
-
-  get bytes() {
-    return this.#bytes;
-  }
 
   /** The newest position received, in ticks. */
   get end() {
@@ -31,7 +26,6 @@ export class Timeline {
     const at = this.#lowerBound((f) => f.seq < frame.seq);
     if (this.#frames[at]?.seq === frame.seq) return false;
     this.#frames.splice(at, 0, frame);
-    this.#bytes += frame.payload.length;
     return true;
   }
 
@@ -97,10 +91,10 @@ export class Timeline {
     if (this.#frames.length && !keep(this.#frames[0])) this.#frames = this.#frames.filter(keep);
   }
 
-  /** SHA-256 (hex) of all Opus payloads, or null unless everything up to `chunks` frames is here. */
+  /** SHA-256 (hex) of all Opus payloads, or null unless all `chunks` frames are here. */
   async digest(chunks) {
-    const sound = this.#frames.filter((f) => f.codec !== CODEC.pcm);
-    if (sound.length !== chunks) return null;
+    const sound = this.#frames;
+    if (sound.length !== chunks || sound.some((f) => f.codec === CODEC.pcm)) return null;
     const bytes = new Uint8Array(sound.reduce((sum, f) => sum + f.payload.length, 0));
     let at = 0;
     for (const { payload } of sound) {

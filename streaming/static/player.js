@@ -4,20 +4,17 @@ import { Timeline } from "./buffer.js";
 import { Captions } from "./captions.js";
 import { playableCodecs } from "./decoder.js";
 import { Connection, TICKS_PER_MS, sessionOf } from "./protocol.js";
-import { chooseLanguage, clock, known, say, spokenClock } from "./strings.js";
+import { chooseLanguage, known } from "./strings.js";
+import { $, View, address } from "./view.js";
 import { FileVoice, LiveVoice } from "./voice.js";
 import { parseVtt } from "./vtt.js";
 
 const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5];
 const BACK_MS = 15_000;
 const FORWARD_MS = 30_000;
-const BEHIND_MS = 8_000; // so far behind the live edge, going there is worth a button
-const LATE_MS = 20_000; // so late at the door, where to begin is worth a question
 const FETCH_AHEAD_MS = 5_000; // a place nearer than this comes by itself soon enough
 const URGENT_MS = 5_000; // with less sound left than this, a lost connection is a problem
 const EVENTS_KEPT = 500;
-
-const $ = (id) => document.getElementById(id);
 
 class Player {
   #timeline = new Timeline();
@@ -25,6 +22,7 @@ class Player {
     seek: (ms) => this.seek(ms),
     onFollow: () => this.#paintFollow(),
   });
+  #view = new View();
   #voice = new LiveVoice(this.#timeline, this);
   #connection = null;
   #opened = null;
@@ -44,12 +42,11 @@ class Player {
   #openedAt = 0;
   #stats = { ttfa_ms: null, first_frame_ms: null, recv_seq: -1, received_sha256: null, codec: null };
   #events = [];
-  #stale = true; // the bar must be drawn anew
 
   async begin() {
     chooseLanguage();
     this.#wire();
-    this.#label();
+    this.#view.label();
     const token = new URLSearchParams(location.hash.slice(1)).get("t");
     const sid = token && sessionOf(token);
     if (!sid) this.#fail("no_token");
@@ -94,7 +91,7 @@ class Player {
     this.#stats.codec = frame.codec;
     if (!this.#timeline.add(frame)) return;
     this.#edge = Math.max(this.#edge, this.#timeline.end / TICKS_PER_MS);
-    this.#stale = true;
+    this.#view.received();
     this.#voice.arrived?.(frame);
     this.#finish();
   }
@@ -124,15 +121,15 @@ class Player {
     end: (m) => {
       this.#end = m;
       this.#state = "ended";
-      this.#stale = true;
+      this.#view.received();
       this.#note("end", { why: m.why });
       if (m.url) this.#file ??= { url: m.url };
-      this.#paintFiles();
+      this.#view.offer(this.#file);
       this.#finish();
     },
     file: (m) => {
       this.#file = m;
-      this.#paintFiles();
+      this.#view.offer(this.#file);
     },
     error: () => {
       this.#problem = "engine_failed";
@@ -164,7 +161,7 @@ class Player {
     this.#state = m.state;
     this.#edge = Math.max(this.#timeline.end / TICKS_PER_MS, m.head.ms);
     this.#sent = m.from.ms;
-    this.#stale = true;
+    this.#view.received();
     this.#note("opened", { from_ms: m.from.ms });
     this.#voice.configure?.({ skip: m.skip, preMs: m.pre_ms ?? 0 });
     if (first) this.#introduce(m);
@@ -183,7 +180,7 @@ class Player {
     this.#captions.cut(m.e, m.from_seg, crashed || here < m.cut_ms ? -1 : this.#captions.segAt(here));
     this.#end = null;
     this.#edge = this.#sent = m.cut_ms;
-    this.#stale = true;
+    this.#view.received();
     this.#stats.received_sha256 = null;
     this.#voice.cut?.({ epoch: m.e, fromSeg: m.from_seg, ms: m.cut_ms, crashed });
   }
@@ -212,6 +209,7 @@ class Player {
   // What the voice asks and tells.
 
   onVoice() {
+    this.#view.received();
     this.#note("voice", { state: this.#voice.state });
     this.#paint();
   }
@@ -297,6 +295,11 @@ class Player {
     return this.#opened !== null || this.#voice instanceof FileVoice;
   }
 
+  /** Is the length known, because nothing more will come? */
+  #over() {
+    return Boolean(this.#end || this.#voice.durationMs || this.#state === "failed");
+  }
+
   #reachable() {
     return this.#voice.durationMs ?? this.#edge;
   }
@@ -316,9 +319,9 @@ class Player {
     this.#voice = new FileVoice(address(file.url), this);
     this.#voice.tempo({ speed: Number($("speed").value) });
     this.#voice.seek(at);
-    if (file.title) this.#introduce(file);
+    if (!this.#opened) this.#introduce(file);
     if (wanted) this.#voice.play().catch(() => this.onVoice());
-    this.#paintFiles();
+    this.#view.offer(this.#file);
     this.#paint();
     if (!file.vtt || !this.#captions.empty) return;
     const answer = await fetch(address(file.vtt)).catch(() => null);
@@ -361,7 +364,7 @@ class Player {
     if (this.#events.length > EVENTS_KEPT) this.#events.shift();
   }
 
-  // Showing. `#face` names what is the case; the rest follows from it.
+  // Showing: `#face` names what is the case, the view does the rest.
 
   #face() {
     if (this.#voice instanceof FileVoice && this.#voice.state !== "done") return "file";
@@ -376,17 +379,6 @@ class Player {
     return { idle: "ready", playing: "playing", paused: "paused" }[this.#voice.state];
   }
 
-  #sentenceFor(face) {
-    if (face === "problem") return "";
-    if (face === "reconnecting") return say(face, Math.round(this.#voice.bufferedMs / 1_000));
-    if (face === "queued") {
-      const { pos, eta_ms: eta } = this.#queue;
-      if (pos == null) return say("waitingForVoice");
-      return eta ? say("queuedSoon", pos, spokenClock(eta)) : say("queued", pos);
-    }
-    return say(face);
-  }
-
   #trouble() {
     if (this.#problem) return this.#problem;
     if (!this.#down || this.#whole()) return null;
@@ -396,147 +388,66 @@ class Player {
     return this.#down.failures > 3 && isUrgent ? "unreachable" : null;
   }
 
-  #paint() {
+  /** All that the view needs to know. */
+  #model() {
     const face = this.#face();
-    const text = this.#sentenceFor(face);
-    const isQuiet = ["ready", "playing", "paused", "file"].includes(face);
-    const isLive = this.#opened && ["generating", "paused"].includes(this.#state);
-    document.body.dataset.phase = this.#started ? "on" : this.#ready() ? "ready" : "connecting";
-    document.body.dataset.face = face;
-    put($("status"), isQuiet ? say(isLive ? "spokenNow" : "spoken") : text);
-    const trouble = this.#trouble();
-    $("problem").hidden = !trouble;
-    put($("problem"), trouble ? say(trouble) : "");
-    if (face === "problem") put($("title"), say("nothing"));
-    if ($("announce").dataset.face !== face) {
-      $("announce").dataset.face = face;
-      put($("announce"), text);
-    }
-    this.#paintButtons(face, isLive);
-    $("badge").hidden = !isLive && face !== "queued";
-    $("badge").classList.toggle("quiet", face === "queued" || Boolean(this.#down));
-    put($("badge"), say(face === "queued" ? "badgeQueued" : "badgeLive"));
-    $("still").hidden = !isLive || this.#captions.empty;
-    if ("mediaSession" in navigator) {
-      const sounding = ["playing", "buffering", "reconnecting"].includes(face);
-      navigator.mediaSession.playbackState = !this.#started ? "none" : sounding ? "playing" : "paused";
-    }
+    const stopped = ["idle", "paused", "done"].includes(this.#voice.state);
+    return {
+      face,
+      trouble: this.#trouble(),
+      queue: this.#queue,
+      isReady: this.#ready(),
+      isStarted: this.#started,
+      isStopped: stopped || face === "suspended",
+      isLive: this.#opened !== null && ["generating", "paused"].includes(this.#state),
+      isOver: this.#over(),
+      isDown: this.#down !== null,
+      followsLive: this.#atLive,
+      hasText: !this.#captions.empty,
+      positionMs: this.#voice.positionMs,
+      bufferedMs: this.#voice.bufferedMs,
+      edgeMs: this.#reachable(),
+    };
   }
 
-  #paintButtons(face, isLive) {
-    const stopped = ["idle", "paused", "done"].includes(this.#voice.state) || face === "suspended";
-    const isLate = !this.#started && isLive && this.#edge > LATE_MS;
-    const label = face === "ended" ? "again" : stopped ? (this.#started ? "play" : isLate ? "listenStart" : "listen") : "pause";
-    $("play").disabled = !this.#ready();
-    $("play").setAttribute("aria-label", say(label));
-    $("play-text").hidden = this.#started;
-    put($("play-text"), say(label));
-    $("play-icon").setAttribute("href", stopped ? "#i-play" : "#i-pause");
-    const behind = this.#edge - this.#voice.positionMs > BEHIND_MS;
-    const isAtLive = this.#atLive && this.#started;
-    $("live").hidden = !isLive || (this.#started ? !behind && !isAtLive : !isLate);
-    $("live").disabled = isAtLive;
-    put($("live"), say(this.#started ? (isAtLive ? "atLive" : "jumpLive") : "joinLive"));
+  #paint() {
+    this.#view.paint(this.#model());
   }
 
   #paintFollow() {
     $("follow").hidden = this.#captions.following || !this.#started;
   }
 
-  #paintFiles() {
-    const links = [["recording", this.#file?.url], ["captions", this.#file?.vtt], ["chapters", this.#file?.chapters]];
-    const nodes = links.flatMap(([key, url]) => {
-      const href = url && address(url);
-      if (!href) return [];
-      const link = document.createElement("a");
-      link.href = href;
-      link.download = "";
-      link.textContent = say(key);
-      return [link];
-    });
-    $("files").replaceChildren(...nodes);
-    $("files").hidden = !nodes.length;
-  }
-
   /** Each frame: the word that is heard, and the place on the bar. */
-  #tick = () => {
-    requestAnimationFrame(this.#tick);
+  #frame() {
+    requestAnimationFrame(() => this.#frame());
     if (!this.#ready()) return;
-    const ms = this.#voice.positionMs;
-    if (this.#started) this.#captions.show(ms);
-    if (!$("seek").matches(":active")) $("seek").value = ms;
-    const share = (value) => `${Math.min(100, (100 * value) / this.#span())}%`;
-    $("spoken").style.width = share($("seek").valueAsNumber);
-    if (this.#stale || this.#voice.durationMs) this.#paintBar(share);
-    put($("now"), clock($("seek").valueAsNumber));
-  };
-
-  /** What the whole bar stands for (ms); while the voice speaks there is some room for more. */
-  #span() {
-    if (this.#voice.durationMs) return this.#voice.durationMs;
-    return this.#end || this.#state === "failed" ? Math.max(1, this.#edge) : Math.max(this.#edge * 1.1, this.#edge + 10_000);
+    const { positionMs } = this.#voice;
+    if (this.#started) this.#captions.show(positionMs);
+    const edgeMs = this.#reachable();
+    const isOver = this.#over();
+    // While the voice speaks, the bar has some room for what is still to come.
+    const spanMs = isOver ? Math.max(1, edgeMs) : Math.max(edgeMs * 1.1, edgeMs + 10_000);
+    this.#view.move({ positionMs, edgeMs, isOver, spanMs, ranges: () => this.#ranges() });
   }
 
-  #paintBar(share) {
-    this.#stale = false;
-    const ranges = this.#voice.durationMs
-      ? [[0, this.#voice.durationMs]]
-      : this.#timeline.ranges().map((range) => range.map((ticks) => ticks / TICKS_PER_MS));
-    $("seek").max = Math.ceil(this.#span());
-    $("edge").style.width = share(this.#reachable());
-    $("received").replaceChildren(...ranges.map(([from, to]) => {
-      const piece = document.createElement("i");
-      piece.style.left = share(from);
-      piece.style.right = `calc(100% - ${share(to)})`;
-      return piece;
-    }));
-    const isOver = this.#end || this.#voice.durationMs || this.#state === "failed";
-    put($("total"), isOver ? clock(this.#reachable()) : say("soFar", clock(this.#edge)));
+  /** The stretches received, as [from, to] in ms. */
+  #ranges() {
+    if (this.#voice.durationMs) return [[0, this.#voice.durationMs]];
+    return this.#timeline.ranges().map((range) => range.map((ticks) => ticks / TICKS_PER_MS));
   }
 
   /** Once a second: what needs no more haste, and what a hidden page still must do. */
   #second() {
     this.#paint();
     if (!this.#ready()) return;
-    const ms = this.#voice.positionMs;
-    const total = this.#reachable();
-    this.#timeline.trim(ms * TICKS_PER_MS);
-    const received = spokenClock(ms + this.#voice.bufferedMs);
-    $("seek").setAttribute("aria-valuetext", this.#end || this.#voice.durationMs
-      ? say("position", spokenClock(ms), spokenClock(total))
-      : say("positionLive", spokenClock(ms), received, spokenClock(total)));
-    if (this.#started && total > 0) {
-      navigator.mediaSession?.setPositionState?.({
-        duration: total / 1_000, position: Math.min(ms, total) / 1_000, playbackRate: Number($("speed").value),
-      });
-    }
+    this.#timeline.trim(this.#voice.positionMs * TICKS_PER_MS);
+    this.#view.tell(this.#model());
   }
 
-  #introduce({ title, lang }) {
-    chooseLanguage(lang);
-    this.#label();
-    put($("title"), title || "Notecast");
-    $("title").lang = lang || "";
-    this.#captions.language = lang || "";
-    document.title = title ? `${title} · Notecast` : "Notecast";
-    if ("mediaSession" in navigator) {
-      navigator.mediaSession.metadata = new MediaMetadata({
-        title: title || "Notecast", artist: say("artist"),
-        artwork: [{ src: "/static/favicon.svg", type: "image/svg+xml", sizes: "any" }],
-      });
-    }
-  }
-
-  /** Put the language's words on everything that has a fixed one. */
-  #label() {
-    for (const id of ["back", "previous", "next", "forward", "seek", "transcript"]) {
-      $(id).setAttribute("aria-label", say(id));
-    }
-    for (const id of ["back", "previous", "next", "forward"]) $(id).title = say(id);
-    put($("speed-label"), say("speed"));
-    put($("follow"), say("follow"));
-    put($("still"), say("still"));
-    this.#stale = true;
+  #introduce(about) {
+    this.#view.introduce(about);
+    this.#captions.language = about.lang || "";
   }
 
   // Wiring.
@@ -557,7 +468,7 @@ class Player {
     addEventListener("hashchange", () => location.reload());
     addEventListener("pageshow", () => this.#paint());
     setInterval(() => this.#second(), 1_000);
-    requestAnimationFrame(this.#tick);
+    this.#frame();
     this.#wireMediaSession();
   }
 
@@ -600,17 +511,6 @@ class Player {
     event.preventDefault();
     action();
   }
-}
-
-/** Write only what changed: a live region speaks each writing, and layout is not free. */
-function put(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-/** `url` made absolute, or null unless it is http(s). */
-function address(url) {
-  const { protocol, href } = new URL(url, location.href);
-  return /^https?:$/.test(protocol) ? href : null;
 }
 
 const player = new Player();

@@ -19,9 +19,9 @@ from tests.acceptance.stack import Stack, is_alive, send, wait_for
 
 OPTIONS = {
     "tone_pace": "paced",
-    "tone_rtf": 0.25,
+    "tone_rtf": 0.15,
     "durable_after_s": 0,
-    "lease_ms": 4000,
+    "lease_ms": 3000,
     "renew_ms": 500,
     "drain_s": 8,
 }
@@ -143,7 +143,7 @@ def test_a_killed_parent_takes_its_children_along_and_a_new_one_can_start_at_onc
 
 
 def test_ctrl_c_ends_everything_within_seconds_and_the_next_start_goes_on(stack: Stack) -> None:
-    accepted, texts = send_sentences(stack, "an interruption", count=12)
+    accepted, texts = send_sentences(stack, "an interruption", count=8)
     wait_segments(stack, accepted["episode"], 1)
     children = stack.pids()
     status = stack.stop(signal.SIGINT, timeout_s=30)
@@ -203,6 +203,19 @@ def history(stack: Stack, key: str) -> list[dict[str, object]]:
     ]
 
 
+def test_a_newer_revision_of_a_row_ends_the_older_one_while_it_is_spoken(stack: Stack) -> None:
+    texts = sentences("an old row")
+    old = stack.accept(" ".join(texts), key="revision-1", ref="row-7")
+    with Audience(old["listen_url"]) as audience:
+        wait_segments(stack, old["episode"], 1)
+        new = stack.accept("New words of the row.", key="revision-2", ref="row-7")
+    stack.wait_done(new["episode"])
+
+    assert stack.episode(old["episode"])["state"] == "cancelled"
+    assert audience.heard[0].end["why"] == "stopped"
+    stack.assert_complete(new["episode"], "New words of the row.")
+
+
 def test_fifty_listeners_who_come_and_go_all_hear_exactly_what_was_spoken(stack: Stack) -> None:
     accepted, texts = send_sentences(stack, "a crowd", count=5)
     with Audience(*[accepted["listen_url"]] * 50, restless=30) as audience:
@@ -216,7 +229,7 @@ def test_fifty_listeners_who_come_and_go_all_hear_exactly_what_was_spoken(stack:
 
 
 def test_the_directory_holds_one_object_for_each_recording_and_no_other(stack: Stack) -> None:
-    wait_for("everything to end", lambda: not stack.count("episode", "state NOT IN ('done')"))
+    wait_for("everything to end", lambda: not stack.count("episode", "state NOT IN ('done', 'cancelled')"))
     named = {row["object_key"] for row in stack.query("SELECT object_key FROM recording")}
     root = Path(stack.data / "objects")
     lying = {str(path.relative_to(root)) for path in (root / "rec").rglob("*") if path.is_file()}

@@ -427,9 +427,10 @@ def test_colours_follow_the_system_and_keep_their_contrast(
     stage: Stage, tab: Tab, dark: bool
 ) -> None:
     session = stage.session()
-    Writer(session).speak(sentences(chunks=20), pace=0, end=False)
+    Writer(session).speak(SCRIPT, pace=0, end=False)
     tab.emulate(width=1280, height=800, dark=dark)
     tab.open(stage.link(session.sid))
+    wait(tab, f"s.buf_ms > {SCRIPT_MS - 100}")
     tab.click("#play")
     tab.wait("document.querySelector('#transcript span.now') !== null")
     tab.click("#next")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from pipeline import ids, migrate, models
 from pipeline.database import Database, now_ms
+from pipeline.servers import PostgreSQL
 
 
 @contextmanager
@@ -36,27 +40,62 @@ def empty_database(request: pytest.FixtureRequest) -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture
-def database(empty_database: Database) -> Database:
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest) -> Database:
     """With all tables; once in SQLite, once in PostgreSQL."""
-    migrate.upgrade(empty_database)
-    return empty_database
+    made: Any = request.getfixturevalue(f"{request.param}_database")
+    return made
 
 
 @pytest.fixture
-def sqlite_database(sqlite_url: str) -> Iterator[Database]:
+def sqlite_database(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
     """With all tables, in SQLite."""
-    with _open(sqlite_url) as database:
-        migrate.upgrade(database)
+    path = tmp_path / "notecast.db"
+    shutil.copy(sqlite_template, path)
+    with _open(f"sqlite:///{path}") as database:
         yield database
 
 
 @pytest.fixture
-def postgres_database(postgres_url: str) -> Iterator[Database]:
+def postgres_database(postgres_server: PostgreSQL, postgres_template: str) -> Iterator[Database]:
     """With all tables, in PostgreSQL."""
-    with _open(postgres_url) as database:
+    with _maintenance(postgres_server) as connection:
+        name = f"test_{secrets.token_hex(4)}"
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {postgres_template}")
+        with _open(_url(postgres_server, name)) as database:
+            yield database
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An upgraded file to copy: upgrading it for each test would take longer than the test."""
+    path = tmp_path_factory.mktemp("template") / "notecast.db"
+    with _open(f"sqlite:///{path}") as database:
         migrate.upgrade(database)
-        yield database
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgreSQL) -> str:
+    """An upgraded database to copy."""
+    name = "notecast_template"
+    with _maintenance(postgres_server) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    with _open(_url(postgres_server, name)) as database:
+        migrate.upgrade(database)
+    return name
+
+
+@contextmanager
+def _maintenance(server: PostgreSQL) -> Iterator[Any]:
+    url = server.url.replace("+psycopg", "")
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+def _url(server: PostgreSQL, name: str) -> str:
+    return server.url.replace("/postgres?", f"/{name}?")
 
 
 class Seed:
