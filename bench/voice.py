@@ -1,12 +1,12 @@
-"""How fast the embedded voice is: against the graph as shipped, and against peers on the same weights.
+"""How fast the embedded voice is: against the graph as shipped, and against peers on its weights.
 
-    python bench/voice.py                          # rewritten graph against the shipped one, first audio
-    python bench/voice.py --first-audio 30         # more starts for a steadier median
-    python bench/voice.py --peers                  # kokoro-onnx and fastkokoro too (made in bench/out/)
-    python bench/voice.py --peer-python PATH       # peers of an environment that is there already
+    python bench/voice.py                        # rewritten graph against shipped, first audio
+    python bench/voice.py --first-audio 30       # more starts for a steadier median
+    python bench/voice.py --peers                # and kokoro-onnx, fastkokoro (into bench/out/)
+    python bench/voice.py --peer-python PATH     # peers of an environment that is there already
 
-Everything that is compared takes turns line by line in one run, so that a busy machine is busy for all;
-read the ratios first. Peers run in processes of their own, in an environment of their own, offline.
+Everything that is compared takes turns line by line in one run, so that a busy machine is busy for
+all; read the ratios first. Peers run offline, in processes and in an environment of their own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -37,7 +38,7 @@ ENGLISH = [
     "The weekly sync began on time, with twelve people in the room and four on the phone.",
     "Maya will send the revised budget to finance before Friday, and copy the whole team.",
     "Signups rose by a third after the new checkout page went live on Monday.",
-    "We agreed to postpone the launch; marketing needs two more weeks, and legal wants another look.",
+    "We agreed to postpone the launch; marketing needs two weeks, and legal wants another look.",
     "Could someone please own the migration plan?",
     "The next meeting is on Tuesday afternoon, in the large conference room upstairs.",
     "Nobody objected to the proposal, so the draft becomes the plan of record from today.",
@@ -180,49 +181,51 @@ def first_audio(threads: int, starts: int) -> dict:
 def against_peers(python: Path, threads: int, rounds: int) -> dict:
     """Whole lines and first sound of a stream, ours and theirs in turns, voice af_heart."""
     from engine.backends.kokoro import Kokoro
-    from engine.base import SpeechRequest, Turn
     from engine.engine import Engine
 
-    whole: dict[str, list[float]] = defaultdict(list)
-    first: dict[str, list[float]] = defaultdict(list)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Engine(Kokoro(cache_dir=cache_dir(), threads=threads)) as engine,
-    ):
-        engine.warm(["en", "zh"])
+    with tempfile.TemporaryDirectory() as folder:
         workers = {name: Worker(python, name, Path(folder), threads) for name in PEERS}
-
-        def ours(text: str, live: bool) -> dict:
-            started = time.perf_counter()
-            sound_at, samples = None, 0
-            request = SpeechRequest((Turn(text, "af_heart"),), live=live)
-            for chunk in engine.speak(request):
-                sound_at = sound_at or time.perf_counter() - started
-                samples += len(chunk.pcm) if chunk.kept else 0
-            return {"first": sound_at, "total": time.perf_counter() - started, "samples": samples}
-
-        for number in range(rounds + 1):
-            for text in ENGLISH if number else ENGLISH[:1]:
-                for live in (False, True):
-                    answers = {"ours": ours(text, live)}
-                    answers |= {name: worker.ask(text, live) for name, worker in workers.items()}
-                    for name, answer in answers.items() if number else ():
-                        if live:
-                            first[name].append(answer["first"] * 1000)
-                        else:
-                            whole[name].append(answer["total"] * RATE_HZ / answer["samples"])
-        versions = {name: worker.version for name, worker in workers.items()}
+        with Engine(Kokoro(cache_dir=cache_dir(), threads=threads)) as engine:
+            whole, first = taking_turns(engine, workers, rounds)
+        labels = {name: f"{name} {worker.version}" for name, worker in workers.items()}
         for worker in workers.values():
             worker.close()
     result: dict = {}
-    for name in PEERS:
-        label = f"{name} {versions[name]}"
+    for name, label in labels.items():
         result[f"{label} / ours, RTF"] = ratios(whole[name], whole["ours"])
         result[f"{label} / ours, first audio"] = ratios(first[name], first["ours"])
     for name in ("ours", *PEERS):
         result[f"{name} RTF"] = spread(whole[name])
         result[f"{name} first audio, ms"] = spread(first[name])
     return result
+
+
+def taking_turns(engine, workers: dict[str, Worker], rounds: int) -> tuple[dict, dict]:
+    """RTF of whole lines and milliseconds to the first sound, by name."""
+    whole: dict[str, list[float]] = defaultdict(list)
+    first: dict[str, list[float]] = defaultdict(list)
+    lines = [ENGLISH[0], *ENGLISH * rounds]  # the first one warms up
+    for number, (text, live) in enumerate(itertools.product(lines, (False, True))):
+        answers = {"ours": ours(engine, text, live)}
+        answers |= {name: worker.ask(text, live) for name, worker in workers.items()}
+        for name, answer in answers.items():
+            if number > 1 and live:
+                first[name].append(answer["first"] * 1000)
+            elif number > 1:
+                whole[name].append(answer["total"] * RATE_HZ / answer["samples"])
+    return whole, first
+
+
+def ours(engine, text: str, live: bool) -> dict:
+    """One line in our engine, with the voice that the peers have too."""
+    from engine.base import SpeechRequest, Turn
+
+    started = time.perf_counter()
+    sound_at, samples = None, 0
+    for chunk in engine.speak(SpeechRequest((Turn(text, "af_heart"),), live=live)):
+        sound_at = sound_at or time.perf_counter() - started
+        samples += len(chunk.pcm) if chunk.kept else 0
+    return {"first": sound_at, "total": time.perf_counter() - started, "samples": samples}
 
 
 class Worker:

@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from engine.base import SAMPLE_RATE_HZ
 from pipeline import effects, ids, leases, outbox, retry
 from pipeline.audio import from_flac, to_flac
-from pipeline.database import affected, now_ms, rows
+from pipeline.database import Database, affected, now_ms, rows
 from pipeline.errors import DatabaseUnavailable, LostLease
-from pipeline.job import Job, mine
+from pipeline.job import Job, mine, owner
 from pipeline.models import (
     attempt,
     episode,
@@ -119,14 +119,15 @@ def commit_segment(services: Services, held: Held, job: Job, one: Spoken) -> Non
         held.check()
         changed = affected(
             connection.execute(
-                mine(episode.update(), held)
+                mine(episode.update())
                 .where(episode.c.segments_done == one.seg)
                 .values(
                     segments_done=one.seg + 1,
                     samples=episode.c.samples + one.samples,
                     state="encoding" if is_last else "synthesising",
                     state_ms=sa.case((sa.literal(is_last), now_ms()), else_=episode.c.state_ms),
-                )
+                ),
+                owner(held),
             )
         )
         if not changed:
@@ -168,6 +169,28 @@ def _is_committed(
     )
 
 
+_STORED = mine(episode.update()).values(
+    state="stored",
+    state_ms=now_ms(),
+    stored_ms=now_ms(),
+    first_audio_ms=sa.func.coalesce(
+        episode.c.first_audio_ms, sa.bindparam("heard_ms", type_=sa.BigInteger)
+    ),
+    lease_owner=None,
+    lease_until_ms=0,
+    error=None,
+    error_code=None,
+)
+_END_ATTEMPT = (
+    attempt.update()
+    .where(
+        attempt.c.episode_id == sa.bindparam("of_episode"),
+        attempt.c.fence == sa.bindparam("at_fence"),
+    )
+    .values(ended_ms=now_ms())
+)
+
+
 def commit_stored(
     services: Services,
     held: Held,
@@ -180,23 +203,17 @@ def commit_stored(
 ) -> list[tuple[int, str]]:
     """The recording can be fetched: state, usage and effects; gives the outbox rows to send."""
     with services.database.write() as connection:
-        _change(
+        _run(
             connection,
             held,
-            state="stored",
-            state_ms=now_ms(),
-            stored_ms=now_ms(),
-            first_audio_ms=sa.func.coalesce(episode.c.first_audio_ms, first_audio_ms),
+            _STORED,
+            heard_ms=first_audio_ms,
             samples=length_ms * SAMPLE_RATE_HZ // 1000,
             script=job.script.to_dict(),
             spec_hash=job.spec_hash,
             title=job.script.title[:400],
             lang=job.script.lang,
             segments_total=len(job.plan.sentences),
-            lease_owner=None,
-            lease_until_ms=0,
-            error=None,
-            error_code=None,
         )
         _end_attempt(connection, held, "stored")
         _link_recordings(services, connection, job, made)
@@ -219,7 +236,8 @@ def commit_stored(
 def commit_failure(services: Services, held: Held, error: Exception) -> tuple[str, str] | None:
     """Again later, or dead with the reason on the row; (key, message) if it is dead now."""
     with services.database.write() as connection:
-        row = connection.execute(mine(sa.select(episode, now_ms().label("now")), held)).first()
+        query = mine(sa.select(episode, now_ms().label("now")))
+        row = connection.execute(query, owner(held)).first()
         if row is None:
             raise LostLease("the episode has another owner")
         verdict = retry.decide(
@@ -289,7 +307,7 @@ def _link_recordings(
 ) -> None:
     tenant_id, take = job.row["tenant_id"], job.row["take"]
     connection.execute(
-        services.database.insert(recording).on_conflict_do_nothing(),
+        services.database.once(_insert_recording),
         [
             {
                 "id": ids.ulid(),
@@ -307,17 +325,23 @@ def _link_recordings(
         ],
     )
     connection.execute(
-        services.database.insert(episode_recording)
-        .from_select(
-            ["episode_id", "recording_id"],
-            sa.select(sa.literal(job.id), recording.c.id).where(
-                recording.c.tenant_id == tenant_id,
-                recording.c.spec_hash == job.spec_hash,
-                recording.c.take == take,
-            ),
-        )
-        .on_conflict_do_nothing()
+        services.database.once(_insert_links),
+        {"linked": job.id, "of_tenant": tenant_id, "of_spec": job.spec_hash, "of_take": take},
     )
+
+
+def _insert_recording(database: Database) -> sa.Executable:
+    return database.insert(recording).on_conflict_do_nothing()
+
+
+def _insert_links(database: Database) -> sa.Executable:
+    found = sa.select(sa.bindparam("linked", type_=sa.String), recording.c.id).where(
+        recording.c.tenant_id == sa.bindparam("of_tenant"),
+        recording.c.spec_hash == sa.bindparam("of_spec"),
+        recording.c.take == sa.bindparam("of_take"),
+    )
+    insert = database.insert(episode_recording)
+    return insert.from_select(["episode_id", "recording_id"], found).on_conflict_do_nothing()
 
 
 def _count_usage(
@@ -328,32 +352,38 @@ def _count_usage(
     length_ms: int,
     busy_ms: int,
 ) -> None:
-    counted = {
-        "episodes": 1,
-        "audio_ms": length_ms,
-        "busy_ms": busy_ms,
-        "chars": job.row["text_chars"],
-        "stored_bytes": sum(one.size_bytes for one in made) if busy_ms else 0,
-    }
     connection.execute(
-        services.database.insert(usage_day)
-        .values(
-            tenant_id=job.row["tenant_id"],
-            day=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-            endpoint_id=job.row["endpoint_id"],
-            engine=services.engine.info().name,
-            **counted,
-        )
-        .on_conflict_do_update(
-            index_elements=["tenant_id", "day", "endpoint_id", "engine"],
-            set_={name: usage_day.c[name] + value for name, value in counted.items()},
-        )
+        services.database.once(_add_usage),
+        {
+            "tenant_id": job.row["tenant_id"],
+            "day": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+            "endpoint_id": job.row["endpoint_id"],
+            "engine": services.engine.info().name,
+            "episodes": 1,
+            "audio_ms": length_ms,
+            "busy_ms": busy_ms,
+            "chars": job.row["text_chars"],
+            "stored_bytes": sum(one.size_bytes for one in made) if busy_ms else 0,
+        },
+    )
+
+
+def _add_usage(database: Database) -> sa.Executable:
+    insert = database.insert(usage_day)
+    counted = ("episodes", "audio_ms", "busy_ms", "chars", "stored_bytes")
+    return insert.on_conflict_do_update(
+        index_elements=["tenant_id", "day", "endpoint_id", "engine"],
+        set_={name: usage_day.c[name] + insert.excluded[name] for name in counted},
     )
 
 
 def _change(connection: sa.Connection, held: Held, **values: Any) -> None:
+    _run(connection, held, mine(episode.update()).values(values))
+
+
+def _run(connection: sa.Connection, held: Held, change: sa.Update, **values: Any) -> None:
     held.check()
-    if not affected(connection.execute(mine(episode.update(), held).values(values))):
+    if not affected(connection.execute(change, owner(held) | values)):
         raise LostLease(f"episode {held.claim.episode_id} has another owner")
 
 
@@ -361,9 +391,13 @@ def _end_attempt(
     connection: sa.Connection, held: Held, outcome: str, error_code: str | None = None
 ) -> None:
     connection.execute(
-        attempt.update()
-        .where(attempt.c.episode_id == held.claim.episode_id, attempt.c.fence == held.claim.fence)
-        .values(outcome=outcome, ended_ms=now_ms(), error_code=error_code)
+        _END_ATTEMPT,
+        {
+            "of_episode": held.claim.episode_id,
+            "at_fence": held.claim.fence,
+            "outcome": outcome,
+            "error_code": error_code,
+        },
     )
 
 

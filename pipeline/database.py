@@ -8,10 +8,13 @@ a read that turns into a write fails at once with "locked" and the busy timeout 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,8 +25,12 @@ from pipeline.errors import DatabaseUnavailable, Misconfigured
 
 log = logging.getLogger(__name__)
 
+S = TypeVar("S", bound=sa.Executable)
+
 _READING = {"notecast_reading": True}
-_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON")
+_BUSY_S, _POLL_S = 10.0, 0.001
+_PATIENT, _IMPATIENT = f"busy_timeout={int(_BUSY_S * 1000)}", "busy_timeout=0"
+_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", _PATIENT, "foreign_keys=ON")
 
 
 class now_ms(FunctionElement[int]):
@@ -54,6 +61,8 @@ class Database:
 
     def __init__(self, url: str, *, statement_timeout_s: float = 30.0) -> None:
         self.url = url
+        self._writing = threading.Lock()
+        self._statements: dict[Callable[[Database], Any], Any] = {}
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
             self.engine = _sqlite_engine(url)
@@ -73,7 +82,7 @@ class Database:
             DatabaseUnavailable: no connection, or locked for longer than the busy timeout. Raised
                 by the commit itself it leaves the outcome unknown: look by key.
         """
-        with _translated(), self.engine.begin() as connection:
+        with _translated(), self._turn(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -94,9 +103,32 @@ class Database:
         """An INSERT that knows ON CONFLICT in this database's dialect."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
+    def once(self, build: Callable[[Database], S]) -> S:
+        """The statement that `build` makes, made at its first use.
+
+        For what every hook needs: building a statement costs several times what running it does.
+        """
+        found: S | None = self._statements.get(build)
+        if found is None:
+            found = self._statements[build] = build(self)
+        return found
+
     def skip_locked(self, select: sa.Select[Any]) -> sa.Select[Any]:
         """FOR UPDATE SKIP LOCKED where rows can be locked; SQLite has one writer anyway."""
         return select if self.is_sqlite else select.with_for_update(skip_locked=True)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Queue the writers of this process: SQLite would let them poll, the unlucky for long."""
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._writing.acquire(timeout=_BUSY_S):
+            raise DatabaseUnavailable(f"the database was busy for {_BUSY_S:g} s")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     def close(self) -> None:
         """Give all connections back."""
@@ -108,9 +140,11 @@ def affected(result: sa.CursorResult[Any]) -> int:
     return result.rowcount
 
 
-def rows(connection: sa.Connection, statement: sa.Executable) -> Sequence[Mapping[str, Any]]:
-    """All rows of a query as mappings."""
-    return [dict(row) for row in connection.execute(statement).mappings()]
+def rows(
+    connection: sa.Connection, statement: sa.Executable, **values: object
+) -> Sequence[Mapping[str, Any]]:
+    """All rows of a query as mappings; `values` are those of its bound parameters."""
+    return [dict(row) for row in connection.execute(statement, values).mappings()]
 
 
 @contextmanager
@@ -126,7 +160,7 @@ def _translated() -> Iterator[None]:
 def _sqlite_engine(url: str) -> sa.Engine:
     path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 10}, pool_size=8, max_overflow=32)
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S}, pool_size=8, max_overflow=32)
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
@@ -136,10 +170,35 @@ def _sqlite_engine(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        reading = connection.get_execution_options().get("notecast_reading")
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+        if connection.get_execution_options().get("notecast_reading"):
+            connection.exec_driver_sql("BEGIN")
+        else:
+            _begin_immediate(connection)
 
     return engine
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    """Wait for the write lock in steps of a millisecond.
+
+    SQLite's own busy handler sleeps longer each time, up to 100 ms, and so starves whoever waits
+    behind another process that commits without pause.
+    """
+    driver: Any = connection.connection.driver_connection
+    give_up_at = time.monotonic() + _BUSY_S
+    driver.execute(f"PRAGMA {_IMPATIENT}")
+    try:
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except sa.exc.OperationalError as error:
+                code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+                if code != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                    raise
+            time.sleep(_POLL_S)
+    finally:
+        driver.execute(f"PRAGMA {_PATIENT}")
 
 
 def _postgresql_engine(url: str, statement_timeout_s: float) -> sa.Engine:

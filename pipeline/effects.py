@@ -246,19 +246,25 @@ def _failed(database: Database, due: Due, error: Exception, *, within_ms: int) -
             settle(connection, due.episode_id)
 
 
+_SETTLE = (
+    episode.update()
+    .where(
+        episode.c.id == sa.bindparam("settled"),
+        episode.c.state == "stored",
+        ~sa.exists().where(effect.c.episode_id == episode.c.id, effect.c.state.in_(_PENDING)),
+    )
+    .values(state="done", state_ms=now_ms(), ended_ms=now_ms())
+    .returning(episode.c.fence, episode.c.batch_run_id)
+)
+
+
 def settle(connection: sa.Connection, episode_id: str) -> None:
     """A stored episode with no effect left to wait for is done, in the same commit.
 
     A write-back that is dead does not hold it up: the recording is there, the effect is listed in
     v_dead and can be revived.
     """
-    waits = sa.exists().where(effect.c.episode_id == episode_id, effect.c.state.in_(_PENDING))
-    row = connection.execute(
-        episode.update()
-        .where(episode.c.id == episode_id, episode.c.state == "stored", sa.not_(waits))
-        .values(state="done", state_ms=now_ms(), ended_ms=now_ms())
-        .returning(episode)
-    ).first()
+    row = connection.execute(_SETTLE, {"settled": episode_id}).first()
     if row is None:
         return
     for state in ("written_back", "done"):

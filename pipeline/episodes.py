@@ -65,6 +65,13 @@ class HandOver(Exception):
     """The worker drains: the sentence is committed, another worker goes on."""
 
 
+_SAME_SOUND = sa.select(recording).where(
+    recording.c.tenant_id == sa.bindparam("tenant"),
+    recording.c.spec_hash == sa.bindparam("spec"),
+    recording.c.take == sa.bindparam("which"),
+)
+
+
 def _reuse(services: Services, held: Held, job: Job) -> bool:
     """Take recordings that sound the same, if all formats are there."""
     if not services.settings.reuse or held.claim.segments_done:
@@ -73,11 +80,10 @@ def _reuse(services: Services, held: Held, job: Job) -> bool:
     with services.database.read() as connection:
         found = rows(
             connection,
-            sa.select(recording).where(
-                recording.c.tenant_id == job.row["tenant_id"],
-                recording.c.spec_hash == job.spec_hash,
-                recording.c.take == job.row["take"],
-            ),
+            _SAME_SOUND,
+            tenant=job.row["tenant_id"],
+            spec=job.spec_hash,
+            which=job.row["take"],
         )
     if wanted - {one["format"] for one in found}:
         return False
@@ -99,16 +105,8 @@ def _speak(services: Services, held: Held, job: Job) -> None:
     )
     spoken = arrows.earlier(services, held, job)
     arrows.begin(services, held, job)
-    broadcast = Broadcast(
-        services.chunks,
-        services.encoder,
-        held,
-        key=job.key,
-        title=job.script.title,
-        lang=job.script.lang,
-        earlier=lambda: spoken,
-    )
-    narration = _Narration(services, held, job, broadcast, spoken, is_durable=is_durable)
+    narration = _Narration(services, held, job, spoken, is_durable=is_durable)
+    broadcast = narration.broadcast
     narration.speak()
     broadcast.end("done")
     made = narration.store_recordings()
@@ -141,7 +139,6 @@ class _Narration:
         services: Services,
         held: Held,
         job: Job,
-        broadcast: Broadcast,
         spoken: list[Spoken],
         *,
         is_durable: bool,
@@ -149,7 +146,6 @@ class _Narration:
         self._services = services
         self._held = held
         self._job = job
-        self._broadcast = broadcast
         self._spoken = spoken
         self._is_durable = is_durable
         self._uncommitted: list[Spoken] = []
@@ -164,6 +160,16 @@ class _Narration:
         )
         for one in spoken:
             self._recording.add(one.load())
+        # only now: a store that is away must not cost listeners a cut at each try
+        self.broadcast = Broadcast(
+            services.chunks,
+            services.encoder,
+            held,
+            key=job.key,
+            title=job.script.title,
+            lang=job.script.lang,
+            earlier=lambda: spoken,
+        )
         self.first_audio_ms: int | None = None
         self.busy_ms = 0
 
@@ -186,7 +192,7 @@ class _Narration:
         try:
             for chunk in utterance:
                 if chunk.live:
-                    self._broadcast.chunk(chunk, self._job.plan.sentences[chunk.seg].text)
+                    self.broadcast.chunk(chunk, self._job.plan.sentences[chunk.seg].text)
                     self.first_audio_ms = self.first_audio_ms or self._held.now_ms()
                 if chunk.words:
                     self._timings[chunk.seg] = (words_of(chunk), chunk.quality)
@@ -230,7 +236,7 @@ class _Narration:
         )
         self._recording.add(pcm)
         self._spoken.append(one)
-        self._broadcast.kept(seg)
+        self.broadcast.kept(seg)
         if self._is_durable:
             self._uncommitted.append(one)
             try:

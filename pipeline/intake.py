@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -132,7 +131,7 @@ def accept(
             gone = _cancel_row(connection, door, event) if event.kind == "deleted" else ()
             return Taken(Accepted("", "ignored", ""), cancelled=gone)
         note_id, revision = _keep_note(database, connection, door, event)
-        superseded = _cancel_older(connection, note_id)
+        superseded = _cancel_older(connection, note_id) if revision > 1 else ()
         if not speak_now:
             return Taken(Accepted("", "kept", ""), cancelled=superseded)
         created = create_episode(
@@ -175,44 +174,34 @@ def create_episode(
     now = datetime.datetime.now(datetime.UTC)
     episode_id, key = ids.ulid(), ids.session_key()
     fair_at = connection.execute(
-        tenant.update()
-        .where(tenant.c.id == door.tenant_id)
-        .values(
-            fair_at_ms=sa.case(
-                (tenant.c.fair_at_ms > now_ms(), tenant.c.fair_at_ms), else_=now_ms()
-            )
-            + estimated * 100 // tenant.c.weight
-        )
-        .returning(tenant.c.fair_at_ms)
+        _TAKE_TURN, {"team": door.tenant_id, "cost": estimated * 100}
     ).scalar_one()
     state = "queued" if is_known else "received"
     connection.execute(
-        episode.insert().values(
-            id=episode_id,
-            tenant_id=door.tenant_id,
-            key=key,
-            endpoint_id=door.endpoint_id,
-            delivery_id=delivery_id,
-            batch_run_id=batch_run_id,
-            take=take,
-            title=(title or (content.title if content else ""))[:400],
-            lang=(content.lang if content and content.lang != "auto" else "")[:8],
-            wishes={"casting": dict(casting)},
-            queue=queue,
-            priority=_PRIORITY[queue],
-            fair_at_ms=fair_at,
-            state=state,
-            state_ms=now_ms(),
-            estimated_ms=estimated,
-            text_chars=chars,
-            created_ms=now_ms(),
-            queued_ms=now_ms(),
-            day=now.strftime("%Y-%m-%d"),
-            hour=now.strftime("%Y-%m-%dT%H"),
-        )
+        _INSERT_EPISODE,
+        {
+            "id": episode_id,
+            "tenant_id": door.tenant_id,
+            "key": key,
+            "endpoint_id": door.endpoint_id,
+            "delivery_id": delivery_id,
+            "batch_run_id": batch_run_id,
+            "take": take,
+            "title": (title or (content.title if content else ""))[:400],
+            "lang": (content.lang if content and content.lang != "auto" else "")[:8],
+            "wishes": {"casting": dict(casting)},
+            "queue": queue,
+            "priority": _PRIORITY[queue],
+            "fair_at_ms": fair_at,
+            "state": state,
+            "estimated_ms": estimated,
+            "text_chars": chars,
+            "day": now.strftime("%Y-%m-%d"),
+            "hour": now.strftime("%Y-%m-%dT%H"),
+        },
     )
     connection.execute(
-        episode_note.insert(),
+        _INSERT_EPISODE_NOTE,
         [
             {"episode_id": episode_id, "position": n, "note_id": note_id, "revision": revision}
             for n, (note_id, revision) in enumerate(notes)
@@ -223,6 +212,21 @@ def create_episode(
     topic = queue if is_known else "read"
     wake_up = (outbox.put(connection, topic), topic)
     return Taken(Accepted(key, status_of(state), url), episode_id, (wake_up,))
+
+
+_TAKE_TURN = (
+    tenant.update()
+    .where(tenant.c.id == sa.bindparam("team"))
+    .values(
+        fair_at_ms=sa.case((tenant.c.fair_at_ms > now_ms(), tenant.c.fair_at_ms), else_=now_ms())
+        + sa.bindparam("cost", type_=sa.BigInteger) // tenant.c.weight
+    )
+    .returning(tenant.c.fair_at_ms)
+)
+_INSERT_EPISODE = episode.insert().values(
+    state_ms=now_ms(), created_ms=now_ms(), queued_ms=now_ms()
+)
+_INSERT_EPISODE_NOTE = episode_note.insert()
 
 
 def estimate_ms(text: str) -> int:
@@ -236,19 +240,21 @@ def _deliver(
 ) -> str | None:
     """The new delivery's id, or None when its key was there already."""
     inserted: str | None = connection.execute(
-        database.insert(delivery)
-        .values(
-            id=ids.ulid(),
-            tenant_id=door.tenant_id,
-            endpoint_id=door.endpoint_id,
-            delivery_key=event.delivery_key,
-            body_digest=body_digest,
-            received_ms=now_ms(),
-        )
-        .on_conflict_do_nothing()
-        .returning(delivery.c.id)
+        database.once(_insert_delivery),
+        {
+            "id": ids.ulid(),
+            "tenant_id": door.tenant_id,
+            "endpoint_id": door.endpoint_id,
+            "delivery_key": event.delivery_key,
+            "body_digest": body_digest,
+        },
     ).scalar()
     return inserted
+
+
+def _insert_delivery(database: Database) -> sa.Executable:
+    insert = database.insert(delivery).values(received_ms=now_ms())
+    return insert.on_conflict_do_nothing().returning(delivery.c.id)
 
 
 def _accepted_before(
@@ -286,33 +292,34 @@ def _keep_note(
 ) -> tuple[str, int]:
     """Insert the note, or the newer revision of the same row; (id, revision)."""
     content = event.note
-    values: dict[str, Any] = {
-        "fingerprint": content.fingerprint if content else "",
-        "title": (content.title if content else "")[:400],
-        "content": note_to_json(content) if content else None,
-        "changed_ms": now_ms(),
-    }
-    upsert = (
-        database.insert(note)
-        .values(
-            id=ids.ulid(),
-            tenant_id=door.tenant_id,
-            endpoint_id=door.endpoint_id,
-            ref_container=event.ref.container,
-            ref_table=event.ref.table,
-            ref_key=event.ref.key or None,
-            created_ms=now_ms(),
-            **values,
-        )
-        .on_conflict_do_update(
-            index_elements=["endpoint_id", "ref_container", "ref_table", "ref_key"],
-            index_where=sa.text("ref_key IS NOT NULL"),
-            set_={"revision": note.c.revision + 1, **values},
-        )
-        .returning(note.c.id, note.c.revision)
-    )
-    row = connection.execute(upsert).one()
+    row = connection.execute(
+        database.once(_upsert_note),
+        {
+            "id": ids.ulid(),
+            "tenant_id": door.tenant_id,
+            "endpoint_id": door.endpoint_id,
+            "ref_container": event.ref.container,
+            "ref_table": event.ref.table,
+            "ref_key": event.ref.key or None,
+            "fingerprint": content.fingerprint if content else "",
+            "title": (content.title if content else "")[:400],
+            "content": note_to_json(content) if content else None,
+        },
+    ).one()
     return row.id, row.revision
+
+
+def _upsert_note(database: Database) -> sa.Executable:
+    insert = database.insert(note).values(created_ms=now_ms(), changed_ms=now_ms())
+    renewed = ("fingerprint", "title", "content", "changed_ms")
+    return insert.on_conflict_do_update(
+        index_elements=["endpoint_id", "ref_container", "ref_table", "ref_key"],
+        index_where=sa.text("ref_key IS NOT NULL"),
+        set_={
+            "revision": note.c.revision + 1,
+            **{name: insert.excluded[name] for name in renewed},
+        },
+    ).returning(note.c.id, note.c.revision)
 
 
 def _cancel_row(

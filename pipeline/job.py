@@ -6,22 +6,23 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
 from connectors.base import NoteRef
 from engine.base import Plan, SpeechRequest
 from pipeline.audio import AUDIO_PROFILE
-from pipeline.database import rows
 from pipeline.errors import LostLease
-from pipeline.models import endpoint, episode, episode_note, note
+from pipeline.models import LEASED, endpoint, episode, episode_note, note
 from pipeline.notes import note_from_json
 from pipeline.script import Script, cast, compose, merge, to_request
 from pipeline.speaker import Held
 
 if TYPE_CHECKING:
     from pipeline.services import Services
+
+S = TypeVar("S", sa.Update, sa.Select[Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +58,11 @@ class Job:
 def prepare(services: Services, held: Held) -> Job:
     """Compose the script (the first attempt keeps it), cast it and plan the sentences."""
     with services.database.read() as connection:
-        row = connection.execute(mine(sa.select(episode), held)).mappings().first()
+        row = connection.execute(_EPISODE, owner(held)).mappings().first()
         if row is None:
             raise LostLease("claimed, but not ours when it was read")
-        found = rows(
-            connection,
-            sa.select(note.c.content, note.c.ref_container, note.c.ref_table, note.c.ref_key)
-            .join(episode_note, episode_note.c.note_id == note.c.id)
-            .where(episode_note.c.episode_id == row["id"])
-            .order_by(episode_note.c.position),
-        )
-        door = connection.execute(
-            sa.select(endpoint.c.name).where(endpoint.c.id == row["endpoint_id"])
-        ).scalar_one()
+        found = connection.execute(_NOTES, {"of_episode": row["id"]}).mappings().all()
+        door = connection.execute(_DOOR, {"door_id": row["endpoint_id"]}).scalar_one()
     notes = [note_from_json(one["content"]) for one in found if one["content"] is not None]
     script = Script.from_dict(row["script"]) if row["script"] else None
     if script is None:
@@ -107,10 +100,26 @@ def _spec_hash(request: SpeechRequest, engine: str, build: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def mine(statement: Any, held: Held) -> Any:
-    """Only the row of this claim, at this fence, while it is in work."""
-    return statement.where(
-        episode.c.id == held.claim.episode_id,
-        episode.c.fence == held.claim.fence,
-        episode.c.state.in_(("synthesising", "encoding")),
+def mine(statement: S) -> S:
+    """Only the row of one claim, at its fence, while it is in work; run it with `owner`."""
+    found: S = statement.where(
+        episode.c.id == sa.bindparam("owned_id"),
+        episode.c.fence == sa.bindparam("owned_fence"),
+        episode.c.state.in_(LEASED),
     )
+    return found
+
+
+def owner(held: Held) -> dict[str, Any]:
+    """What a statement made by `mine` is run with."""
+    return {"owned_id": held.claim.episode_id, "owned_fence": held.claim.fence}
+
+
+_EPISODE = mine(sa.select(episode))
+_NOTES = (
+    sa.select(note.c.content, note.c.ref_container, note.c.ref_table, note.c.ref_key)
+    .join(episode_note, episode_note.c.note_id == note.c.id)
+    .where(episode_note.c.episode_id == sa.bindparam("of_episode"))
+    .order_by(episode_note.c.position)
+)
+_DOOR = sa.select(endpoint.c.name).where(endpoint.c.id == sa.bindparam("door_id"))

@@ -208,6 +208,9 @@ def workers_of(database: Database, *, host: str, pid: int | None = None) -> list
         return list(connection.execute(query).scalars())
 
 
+_LOG = episode_log.insert().values(ms=now_ms())
+
+
 def log_states(
     connection: sa.Connection,
     episodes: Sequence[tuple[str, int]],
@@ -219,8 +222,17 @@ def log_states(
     """Append to the history of episodes (id, fence), in the commit that changes them."""
     if episodes:
         connection.execute(
-            episode_log.insert().values(ms=now_ms(), to_state=to_state, actor=actor, reason=reason),
-            [{"episode_id": episode_id, "fence": fence} for episode_id, fence in episodes],
+            _LOG,
+            [
+                {
+                    "episode_id": episode_id,
+                    "fence": fence,
+                    "to_state": to_state,
+                    "actor": actor,
+                    "reason": reason,
+                }
+                for episode_id, fence in episodes
+            ],
         )
 
 

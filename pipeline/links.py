@@ -17,6 +17,15 @@ from streaming.tokens import Grant, KeyRing, Role
 
 FILE_SCOPE = "file"
 
+_INSERT = (
+    listen_link.insert()
+    .values(
+        created_ms=now_ms(),
+        expires_ms=now_ms() + sa.bindparam("lifetime_ms", type_=sa.BigInteger),
+    )
+    .returning(listen_link)
+)
+
 
 class Links:
     """Makes and checks the links of one installation.
@@ -36,16 +45,14 @@ class Links:
     ) -> str:
         """Add a link for an episode to the open transaction; gives its address."""
         row = connection.execute(
-            listen_link.insert()
-            .values(
-                id=ids.ulid(),
-                episode_id=episode_id,
-                slug=ids.slug(),
-                role=role,
-                expires_ms=now_ms() + self._lifetime_ms,
-                created_ms=now_ms(),
-            )
-            .returning(listen_link)
+            _INSERT,
+            {
+                "id": ids.ulid(),
+                "episode_id": episode_id,
+                "slug": ids.slug(),
+                "role": role,
+                "lifetime_ms": self._lifetime_ms,
+            },
         ).one()
         return self.url(row, key)
 

@@ -29,13 +29,16 @@ _CLAIM_MS = 5_000
 _PER_TOPIC = 4  # one wake-up makes a worker claim until nothing is due; a few reach several workers
 
 
+_PUT = (
+    outbox.insert()
+    .values(created_ms=now_ms(), due_ms=now_ms() + sa.bindparam("wait_ms", type_=sa.BigInteger))
+    .returning(outbox.c.id)
+)
+
+
 def put(connection: sa.Connection, topic: str, *, after_ms: int = 0) -> int:
     """Order a wake-up in this transaction; after the commit hand the id to a `Sender`."""
-    row = connection.execute(
-        outbox.insert()
-        .values(topic=topic, created_ms=now_ms(), due_ms=now_ms() + after_ms + _GRACE_MS)
-        .returning(outbox.c.id)
-    )
+    row = connection.execute(_PUT, {"topic": topic, "wait_ms": after_ms + _GRACE_MS})
     return int(row.scalar_one())
 
 

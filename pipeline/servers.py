@@ -481,7 +481,7 @@ def postgres(directory: Path) -> PostgreSQL:
         user=user,
         stop_signal=signal.SIGINT,  # rolls clients back; SIGTERM would wait for them to leave
         # In a new container the number in it may be another program's; child.py holds our own lock.
-        stale=(cluster / "postmaster.pid",),
+        stale=(cluster / "postmaster.pid", sockets / ".s.PGSQL.5432.lock"),
     )
 
 

@@ -186,7 +186,8 @@ class Supervisor:
         child.process = None
         wait_s = child.backoff_s(now)
         child.start_at = now + wait_s
-        self._free(pid)
+        if child.name.startswith("worker"):
+            self._free(pid)
         what = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
         again = f"again in {wait_s:g} s" if wait_s else "starting again"
         self._tell(f"{child.name} {what}; {again}")

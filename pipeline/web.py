@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 import sqlalchemy as sa
 from fastapi import Body, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
@@ -100,7 +101,7 @@ def make_web(services: Services, gateway: Gateway) -> FastAPI:
     app.head("/episodes/{name}", include_in_schema=False)(web.file)
     app.get("/healthz", tags=["operations"])(web.healthz)
     app.get("/readyz", tags=["operations"])(web.readyz)
-    app.mount("/static", _PageFiles(directory=STATIC), name="static")
+    app.mount("/static", GZipMiddleware(_PageFiles(directory=STATIC)), name="static")
     return app
 
 

@@ -58,7 +58,6 @@ TICK_S = 1.0
 LINK_CHECK_S = 2.0  # how often the links in use are looked up: a revoked one ends within 5 s
 QUEUE_LOOK_S = 1.0
 PRE_MS = 240
-GOAWAY_MS = 15_000
 # The library closes with 1009 beyond its limit, before the message is read whole; up to there
 # `listener.py` closes with the 4413 of the protocol.
 MAX_READ_BYTES = 2 * MAX_MESSAGE_BYTES
@@ -98,6 +97,7 @@ class Gateway:
         origins: pages of other hosts that may connect (`https://host[:port]`); pages of the host
             that the client itself named always may.
         node: this process, as clients see it in `welcome`.
+        goaway_ms: time over which a drain spreads the reconnects.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Gateway:
         session_info: Callable[[str], Awaitable[SessionInfo | None]] = _no_session,
         origins: Collection[str] = (),
         node: str | None = None,
+        goaway_ms: int = 15_000,
     ) -> None:
         self.links = links
         self.session_info = session_info
@@ -116,6 +117,7 @@ class Gateway:
         self.counters = Counters()
         self.peers: set[Peer] = set()
         self.draining = False
+        self._goaway_ms = goaway_ms
         self.hub: Hub
         self._log = log
         self._clocks: list[asyncio.Task[None]] = []
@@ -136,13 +138,18 @@ class Gateway:
         await asyncio.gather(*self._clocks, return_exceptions=True)
         await self.hub.stop()
 
-    async def drain(self, *, spread_ms: int = GOAWAY_MS) -> None:
-        """Send everybody away, each with an own time to come back; refuse newcomers."""
-        self.draining = True
+    async def drain(self) -> None:
+        """Send everybody away, refuse newcomers, and wait until the connections are closed."""
         peers = list(self.peers)
-        for peer in peers:
-            peer.perform_now(peer.listener.drain(random.randrange(spread_ms)))  # noqa: S311
+        self.send_away()
         await asyncio.gather(*(peer.closed() for peer in peers))
+
+    def send_away(self) -> None:
+        """Tell everybody to come back, each at another time, and refuse newcomers."""
+        self.draining = True
+        for peer in list(self.peers):
+            retry_ms = random.randrange(self._goaway_ms)  # noqa: S311
+            peer.perform_now(peer.listener.drain(retry_ms))
 
     def revoke(self, link: str) -> None:
         """Close what came by `link` at once; without this call it takes up to 5 s."""
@@ -469,9 +476,7 @@ class _UvicornConnection(ServerConnection):
 
     def shutdown(self) -> None:
         """Be sent away by uvicorn, which is stopping."""
-        self._gateway.draining = True
-        for peer in list(self._gateway.peers):
-            peer.perform_now(peer.listener.drain(random.randrange(GOAWAY_MS)))  # noqa: S311
+        self._gateway.send_away()
 
     def _let_in(self, ws: ServerConnection, request: Request) -> Response | None:
         refusal = self._gateway.refusal(request.path, request)

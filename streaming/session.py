@@ -248,7 +248,8 @@ class LiveSession:
 
         Append the segments again from 0, as if they were new.
         """
-        self._start_again(seq=self.head_seq + 1, epoch=self.epoch + 1, replace=True)
+        # One number is left out: the cut must stand after every event that was ever published.
+        self._start_again(seq=self.head_seq + 2, epoch=self.epoch + 1, replace=True)
 
     def _start_again(self, *, seq: int, epoch: int, replace: bool = False) -> None:
         self._held.clear()

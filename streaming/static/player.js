@@ -2,6 +2,7 @@
 
 import { Timeline } from "./buffer.js";
 import { Captions } from "./captions.js";
+import { wireControls } from "./controls.js";
 import { playableCodecs } from "./decoder.js";
 import { Connection, TICKS_PER_MS, sessionOf } from "./protocol.js";
 import { chooseLanguage, known } from "./strings.js";
@@ -9,9 +10,6 @@ import { $, View, address } from "./view.js";
 import { FileVoice, LiveVoice } from "./voice.js";
 import { parseVtt } from "./vtt.js";
 
-const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5];
-const BACK_MS = 15_000;
-const FORWARD_MS = 30_000;
 const FETCH_AHEAD_MS = 5_000; // a place nearer than this comes by itself soon enough
 const URGENT_MS = 5_000; // with less sound left than this, a lost connection is a problem
 const EVENTS_KEPT = 500;
@@ -45,7 +43,9 @@ class Player {
 
   async begin() {
     chooseLanguage();
-    this.#wire();
+    wireControls(this);
+    setInterval(() => this.#second(), 1_000);
+    this.#frame();
     this.#view.label();
     const token = new URLSearchParams(location.hash.slice(1)).get("t");
     const sid = token && sessionOf(token);
@@ -262,6 +262,11 @@ class Player {
     this.#paint();
   }
 
+  /** Go `ms` further, or back if it is negative. */
+  skip(ms) {
+    this.seek(this.#voice.positionMs + ms);
+  }
+
   jumpToLive() {
     this.#live(true);
     const cushionMs = Math.max(this.#voice.report.targetMs, 300);
@@ -284,6 +289,10 @@ class Player {
   sentence(step) {
     const ms = this.#captions.neighbour(this.#voice.positionMs, step);
     if (ms !== null) this.seek(ms);
+  }
+
+  follow() {
+    this.#captions.follow(true);
   }
 
   #live(on) {
@@ -370,7 +379,8 @@ class Player {
     if (this.#voice instanceof FileVoice && this.#voice.state !== "done") return "file";
     if (this.#voice.state === "done") return "ended";
     if (this.#down && !this.#whole()) return this.#opened ? "reconnecting" : "connecting";
-    if (this.#problem && !this.#ready()) return "problem";
+    const isHopeless = this.#connection?.isClosed ?? true;
+    if (this.#problem && isHopeless && !this.#ready()) return "problem";
     if (this.#interrupted()) return "suspended";
     if (this.#queue) return "queued";
     if (!this.#opened) return "connecting";
@@ -448,68 +458,6 @@ class Player {
   #introduce(about) {
     this.#view.introduce(about);
     this.#captions.language = about.lang || "";
-  }
-
-  // Wiring.
-
-  #wire() {
-    const click = (id, action) => $(id).addEventListener("click", action);
-    click("play", () => this.toggle());
-    click("back", () => this.seek(this.#voice.positionMs - BACK_MS));
-    click("forward", () => this.seek(this.#voice.positionMs + FORWARD_MS));
-    click("previous", () => this.sentence(-1));
-    click("next", () => this.sentence(1));
-    click("live", () => this.jumpToLive());
-    click("follow", () => this.#captions.follow(true));
-    $("seek").addEventListener("change", () => this.seek($("seek").valueAsNumber));
-    $("speed").replaceChildren(...SPEEDS.map((value) => new Option(`${value}×`, value, value === 1, value === 1)));
-    $("speed").addEventListener("change", () => this.speed(Number($("speed").value)));
-    addEventListener("keydown", (event) => this.#key(event));
-    addEventListener("hashchange", () => location.reload());
-    addEventListener("pageshow", () => this.#paint());
-    setInterval(() => this.#second(), 1_000);
-    this.#frame();
-    this.#wireMediaSession();
-  }
-
-  #wireMediaSession() {
-    const actions = {
-      play: () => this.play(),
-      pause: () => this.pause(),
-      stop: () => this.pause(),
-      seekbackward: ({ seekOffset }) => this.seek(this.#voice.positionMs - (seekOffset * 1_000 || BACK_MS)),
-      seekforward: ({ seekOffset }) => this.seek(this.#voice.positionMs + (seekOffset * 1_000 || FORWARD_MS)),
-      seekto: ({ seekTime }) => this.seek(seekTime * 1_000),
-      previoustrack: () => this.sentence(-1),
-      nexttrack: () => this.sentence(1),
-    };
-    for (const [name, action] of Object.entries(actions)) {
-      try {
-        navigator.mediaSession?.setActionHandler(name, action);
-      } catch {
-        // A browser may not know every action.
-      }
-    }
-  }
-
-  #key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    const at = event.target;
-    const ownsSpace = at instanceof HTMLButtonElement || at instanceof HTMLAnchorElement;
-    if (at instanceof HTMLSelectElement || (event.key === " " && ownsSpace)) return;
-    const step = (by) => this.speed(SPEEDS[Math.max(0, Math.min(SPEEDS.length - 1, $("speed").selectedIndex + by))]);
-    const action = {
-      " ": () => this.toggle(),
-      ArrowLeft: () => this.seek(this.#voice.positionMs - BACK_MS),
-      ArrowRight: () => this.seek(this.#voice.positionMs + FORWARD_MS),
-      ArrowUp: () => step(1),
-      ArrowDown: () => step(-1),
-      ",": () => this.sentence(-1),
-      ".": () => this.sentence(1),
-    }[event.key];
-    if (!action) return;
-    event.preventDefault();
-    action();
   }
 }
 

@@ -24,7 +24,7 @@ const BACKOFF_MS = { base: 250, max: 10_000 };
 /** Errors after which another try cannot help. */
 const FINAL = new Set([
   "token_expired", "unauthenticated", "forbidden", "not_found", "gone", "replaced", "bad_message",
-  "unsupported_codec",
+  "unsupported_codec", "engine_failed",
 ]);
 
 /** What a close code means when no error message came before it. */
@@ -122,6 +122,11 @@ export class Connection {
     return this.#socket?.readyState === WebSocket.OPEN && this.#opened > 0;
   }
 
+  /** Did we give up? */
+  get isClosed() {
+    return this.#closed;
+  }
+
   /** Do not wait for the backoff: the network, or the page, is back. */
   tryNow() {
     if (this.#timer) this.#connect();
@@ -200,7 +205,7 @@ export class Connection {
 
   #problem(message) {
     if (message.retry_ms != null) this.#retryMs = message.retry_ms;
-    if (message.code === "engine_failed") {
+    if (message.code === "engine_failed" && message.req == null) { // part of the log: it ends so
       this.host.onMessage(message, this.#opened > 0);
       return;
     }

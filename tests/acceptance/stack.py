@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -287,9 +289,6 @@ def note_body(text: str, *, ref: str = "", title: str = "") -> bytes:
 
 def caption_codes(vtt: str) -> list[int]:
     """Sentence codes of the cues of a WebVTT file."""
-    import html
-    import re
-
     blocks = [block.splitlines() for block in vtt.split("\n\n")[1:]]
     cues = [lines for lines in blocks if any("-->" in line for line in lines)]
     found = []
@@ -323,10 +322,8 @@ def command_line(pid: int) -> str:
 
 
 def send(pid: int, signum: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signum)
-    except ProcessLookupError:
-        pass
 
 
 def _stat(pid: int) -> list[str]:

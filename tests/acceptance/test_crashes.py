@@ -229,7 +229,10 @@ def test_fifty_listeners_who_come_and_go_all_hear_exactly_what_was_spoken(stack:
 
 
 def test_the_directory_holds_one_object_for_each_recording_and_no_other(stack: Stack) -> None:
-    wait_for("everything to end", lambda: not stack.count("episode", "state NOT IN ('done', 'cancelled')"))
+    wait_for(
+        "everything to end",
+        lambda: not stack.count("episode", "state NOT IN ('done', 'cancelled')"),
+    )
     named = {row["object_key"] for row in stack.query("SELECT object_key FROM recording")}
     root = Path(stack.data / "objects")
     lying = {str(path.relative_to(root)) for path in (root / "rec").rglob("*") if path.is_file()}

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from streaming.session import LiveSession
+from streaming.session import LiveSession, Quality
 
 RATE_HZ = 24_000
 PACKET_SAMPLES = 480  # 20 ms
@@ -81,8 +81,11 @@ def sentences(texts: Sequence[str] = ENGLISH, *, chunks: int = 8) -> list[Senten
 class Writer:
     """Speaks sentences into a session: chunk n is due `n * CHUNK_MS * pace` after the start."""
 
-    def __init__(self, session: LiveSession, *, pcm: bool = False) -> None:
+    def __init__(
+        self, session: LiveSession, *, pcm: bool = False, quality: Quality = "model"
+    ) -> None:
         self.session = session
+        self._quality = quality
         self._encoder = Encoder()
         self._pcm = pcm
 
@@ -98,7 +101,7 @@ class Writer:
             audio = self.session.audio
             yield partial(audio, seg, CHUNK_TICKS, packets, pcm, first=first, last=last)
             if first:
-                self.session.words(seg, sentence.words(start_ms), "model")
+                self.session.words(seg, sentence.words(start_ms), self._quality)
 
     def speak(
         self,

@@ -444,6 +444,26 @@ def test_colours_follow_the_system_and_keep_their_contrast(
         assert contrast(one, other) >= 4.5, (one, other)
 
 
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("First a part, then another one.", ["First a part,", "then another one."]),
+        ("发布改到周四，上午再开会。", ["发布改到周四，", "上午再开会"]),
+    ],
+)
+def test_words_with_estimated_times_light_up_as_phrases(
+    stage: Stage, tab: Tab, text: str, phrases: list[str]
+) -> None:
+    session = stage.session()
+    Writer(session, quality="estimate").speak([Sentence(text, 6)], pace=0)
+    tab.open(stage.link(session.sid))
+    wait(tab, "s.received_sha256 !== null")
+
+    shown = tab.evaluate("[...document.querySelectorAll('#transcript span')].map(s => s.innerText)")
+    assert shown == phrases
+    assert tab.evaluate("document.querySelector('#transcript p').textContent") == text
+
+
 def test_chinese_note_has_a_chinese_page(stage: Stage, tab: Tab) -> None:
     session = stage.session(title="周会纪要", lang="zh")
     Writer(session).speak(sentences(CHINESE, chunks=6), pace=0)

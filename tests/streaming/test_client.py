@@ -182,12 +182,12 @@ def test_a_gateway_may_be_replaced_while_people_listen(redis_log: RedisLog) -> N
         talking = in_thread(talk)
         everybody = asyncio.gather(*(follow(url) for _ in range(10)))
         for _ in range(4):
-            gateway = Gateway(redis_log, book())
+            gateway = Gateway(redis_log, book(), goaway_ms=20)
             async with running(gateway, port):
                 await asyncio.sleep(0.15)
                 for peer in gateway.peers:
                     peer._ws.transport.abort()  # as if the process were killed
-        async with running(Gateway(redis_log, book()), port):
+        async with running(Gateway(redis_log, book(), session_info=_queued, goaway_ms=20), port):
             await asyncio.to_thread(talking.join)
             return await everybody
 

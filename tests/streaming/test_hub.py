@@ -363,19 +363,21 @@ def test_joins_while_a_walk_gives_way_lose_nothing(monkeypatch: pytest.MonkeyPat
             speak(session, seg, chunks=1)
             channel.extend(list(entries(log)))
             walk = asyncio.create_task(channel.walk(0.0))
-            while not walk.done():
+            for _ in range(5):
                 await asyncio.sleep(0)
+                assert not walk.done()
                 for _ in range(chance.randrange(3)):
                     join_one()
                 speak(session, 100, chunks=1)  # more comes in while the walk gives way
                 channel.extend(list(entries(log)))
+            await walk
         for now in range(60):  # the cursors come after, at their pace
             await channel.walk(now)
             channel.look(now)
 
     asyncio.run(speak_and_join())
     spoken = [entry.body for entry in entries(log) if entry.header]
-    assert len(everyone) > 60
+    assert len(everyone) > 50
     assert all(payloads(pipe.frames()) == spoken for _, pipe in everyone)
 
 

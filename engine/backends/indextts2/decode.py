@@ -96,6 +96,9 @@ class Decoder:
             device=model.device,
             dtype=model.placement.gpt_dtype,
         )
+        # ids that stand for nothing the codec has: only the start mark, in the published files
+        silent = set(range(model.config.codec.codebook, cfg.mel_tokens)) - {cfg.stop_mel}
+        self._no_codes = sorted(silent)
         self._free = list(range(slots))[::-1]
         self._seen = torch.zeros(slots, cfg.mel_tokens, dtype=torch.bool, device=model.device)
 
@@ -163,6 +166,7 @@ class Decoder:
         device = self._model.device
         rows = [r._logits for r in group if r._logits is not None]
         logits = torch.stack(rows)
+        logits[:, self._no_codes] = -torch.inf
         lead = [self._stop_lead(r) for r in group]
         logits[:, self._cfg.stop_mel] += torch.tensor(lead, device=device)
 

@@ -193,16 +193,22 @@ class Describer:
     _MOST_TOKENS = 256
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        if not (folder / "config.json").is_file():
-            raise UnsupportedFeature(
-                f"emotion from a description needs the folder {folder.name} of the release in the model "
-                "directory; without it use a name or weights (happy:0.6, sad:0.2) or another voice's manner",
-                field="emotion",
-            )
+        self.check(folder)
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).to(device)
+
+    @staticmethod
+    def check(folder: Path) -> None:
+        """Raise UnsupportedFeature unless the folder holds a model."""
+        if not (folder / "config.json").is_file():
+            raise UnsupportedFeature(
+                f"emotion from a description needs the folder {folder.name} of the release in the "
+                "model directory; without it use a name or weights (happy:0.6, sad:0.2), or another "
+                "voice as manner",
+                field="emotion",
+            )
 
     @torch.inference_mode()
     def __call__(self, text: str) -> Vector:

@@ -6,6 +6,7 @@ operator accepts when fetching them.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +118,23 @@ def check_files(model_dir: Path) -> None:
     missing = missing_files(model_dir)
     if missing:
         raise FilesMissing(_sentence(model_dir, missing))
+
+
+def digest(model_dir: Path) -> str:
+    """Changes when a file is exchanged (name, size, first and last 64 KiB of each count)."""
+    sums = hashlib.sha256()
+    for file in RELEASE:
+        path = find_optional(model_dir, file.name)
+        if path is not None:
+            sums.update(f"{file.name}:{path.stat().st_size}:".encode() + _ends(path))
+    return sums.hexdigest()[:16]
+
+
+def _ends(path: Path, size_bytes: int = 65_536) -> bytes:
+    with path.open("rb") as file:
+        head = file.read(size_bytes)
+        file.seek(max(0, path.stat().st_size - size_bytes))
+        return head + file.read(size_bytes)
 
 
 def _sentence(model_dir: Path, missing: list[ReleaseFile]) -> str:

@@ -62,7 +62,7 @@ VOCODER = {
     "hop_size": 256,
     "sampling_rate": 22050,
 }
-STOP_BIAS = 4.0
+STOP_BIAS = 1.5
 
 
 def write(out: Path, *, seed: int = 0, latent_dim: int = GPT_WIDTH) -> Path:

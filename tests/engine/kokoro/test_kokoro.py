@@ -59,7 +59,8 @@ def test_chinese_and_mixed_text_stays_with_one_voice(backend):
     assert set(voices_of(backend, Turn(CHINESE))) == {"zf_xiaoxiao"}
     assert set(voices_of(backend, Turn(CHINESE), Turn(CHINESE), Turn("Thanks!"))) == {"zf_xiaoxiao"}
     assert set(voices_of(backend, Turn(ENGLISH * 6), Turn("好。"))) == {"af_heart"}
-    assert voices_of(backend, Turn("Please ask 王芳 about the new budget before Friday.")) == ["af_heart"]
+    named = Turn("Please ask 王芳 about the new budget before Friday.")
+    assert voices_of(backend, named) == ["af_heart"]
 
 
 def test_pitch_control_in_one_turn_moves_the_whole_speaker_to_kokoro(backend):
