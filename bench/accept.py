@@ -39,7 +39,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.accept", description=__doc__)
     parser.add_argument("--db", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("-n", type=int, default=1500, help="hooks of each pass")
+    parser.add_argument("-n", type=int, default=1000, help="hooks of each pass")
     parser.add_argument("--passes", type=int, default=3)
     wanted = parser.parse_args()
     figures: dict[str, list[float]] = defaultdict(list)

@@ -87,19 +87,18 @@ def _add(report: Report, lang: str, parts: dict[str, list[float]]) -> None:
 
 
 async def _episodes(stack: Stack, text: str, count: int) -> list[Heard]:
-    poster = await Poster.connect(stack.port)
-    stamp = int(time.time()) % 100_000
-    heard = [await _listen(poster, text.format(n=stamp + k)) for k in range(count)]
-    await poster.close()
-    return heard
+    first = int(time.time()) % 100_000
+    return [await _listen(stack.port, text.format(n=first + k)) for k in range(count)]
 
 
-async def _listen(poster: Poster, text: str) -> Heard:
+async def _listen(port: int, text: str) -> Heard:
     """Post a note and follow its link to the end, so that the next one finds an idle voice."""
     request = signed_hook(text)
+    poster = await Poster.connect(port)
     posted = time.time() * 1000
     answer = await poster.post(request)
     answered = time.time() * 1000
+    await poster.close()
     opened = received = 0.0
     emitted = 0
     async with Listening(answer["listen_url"]) as listening:

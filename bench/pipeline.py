@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import time
 from collections import defaultdict
@@ -35,6 +36,7 @@ from pipeline.models import episode
 
 _DRAIN_S = 300.0
 _GAP_S = (0.04, 0.08)
+_NUMBER = itertools.count(100)
 _WARM = 20
 
 
@@ -42,7 +44,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.pipeline", description=__doc__)
     parser.add_argument("--db", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("-n", type=int, default=1000, help="hooks and tasks of each pass")
+    parser.add_argument("-n", type=int, default=400, help="hooks and tasks of each pass")
     parser.add_argument("--idle", type=int, default=400, help="spaced hooks and tasks")
     parser.add_argument("--passes", type=int, default=3)
     wanted = parser.parse_args()
@@ -102,12 +104,11 @@ _METHOD = (
 
 def _drain_hooks(stack: Stack, n: int, variant: str, figures: dict[str, list[float]]) -> None:
     worker = stack.pid("worker gpu")
-    stamp = time.time_ns()
     if variant == "same":
         _speak_first(stack)
     before = _done(stack)
     with paused(worker):
-        texts = ("A note." if variant == "same" else f"Note {stamp + k}." for k in range(n))
+        texts = ("A note." if variant == "same" else f"Note {next(_NUMBER)}." for _ in range(n))
         run(post_all(stack.port, [signed_hook(text) for text in texts], clients=8))
         since = _now_ms(stack)
         used = cpu_s(worker)

@@ -66,6 +66,7 @@ def running(*arguments: str, **options: object) -> Iterator[Stack]:
         arguments: further arguments of the command.
         options: settings, by their names.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and leave through the finally below
     with tempfile.TemporaryDirectory(prefix="ncb-") as directory:
         data = Path(directory) / "data"
         data.mkdir()
@@ -196,7 +197,7 @@ async def post_paced(port: int, requests: Sequence[bytes], *, per_s: float) -> l
 
     Counting from the due time keeps a stall from hiding the requests it held up.
     """
-    idle: asyncio.LifoQueue[Poster] = asyncio.LifoQueue()
+    idle: asyncio.Queue[Poster] = asyncio.Queue()  # in turn, or the door closes the unused ones
     posters = [await Poster.connect(port) for _ in range(16)]
     for poster in posters:
         idle.put_nowait(poster)

@@ -116,7 +116,7 @@ def _speak(services: Services, held: Held, job: Job) -> None:
         job,
         made,
         busy_ms=narration.busy_ms,
-        first_audio_ms=narration.first_audio_ms,
+        first_audio_ms=broadcast.first_audio_ms,
     )
     mp3 = next((one for one in made if one.format == "mp3"), made[0])
     broadcast.file(
@@ -170,7 +170,6 @@ class _Narration:
             lang=job.script.lang,
             earlier=lambda: spoken,
         )
-        self.first_audio_ms: int | None = None
         self.busy_ms = 0
 
     @property
@@ -193,7 +192,6 @@ class _Narration:
             for chunk in utterance:
                 if chunk.live:
                     self.broadcast.chunk(chunk, self._job.plan.sentences[chunk.seg].text)
-                    self.first_audio_ms = self.first_audio_ms or self._held.now_ms()
                 if chunk.words:
                     self._timings[chunk.seg] = (words_of(chunk), chunk.quality)
                 if chunk.kept:

@@ -84,12 +84,14 @@ class Freed:
 def has_due(database: Database, queues: Collection[str]) -> bool:
     """Is anything there to claim? A read, so that idle looks cost no write lock."""
     with database.read() as connection:
-        found = connection.execute(
-            sa.select(episode.c.id)
-            .where(episode.c.state == "queued", episode.c.queue.in_(queues))
-            .limit(1)
-        )
-        return found.first() is not None
+        return connection.execute(_DUE, {"queues": list(queues)}).first() is not None
+
+
+_DUE = (
+    sa.select(episode.c.id)
+    .where(episode.c.state == "queued", episode.c.queue.in_(sa.bindparam("queues", expanding=True)))
+    .limit(1)
+)
 
 
 def claim(
@@ -99,37 +101,20 @@ def claim(
 
     Best: lowest priority number, then fair share between tenants, then oldest.
     """
-    best = database.skip_locked(
-        sa.select(episode.c.id)
-        .where(episode.c.queue == queue, episode.c.state == "queued")
-        .order_by(episode.c.priority, episode.c.fair_at_ms, episode.c.id)
-        .limit(limit)
-    )
     with database.write() as connection:
         taken = connection.execute(
-            episode.update()
-            .where(episode.c.id.in_(best))
-            .values(
-                state="synthesising",
-                state_ms=now_ms(),
-                lease_owner=worker_id,
-                lease_until_ms=now_ms() + lease_ms,
-                fence=episode.c.fence + 1,
-                started_ms=sa.func.coalesce(episode.c.started_ms, now_ms()),
-            )
-            .returning(
-                episode.c.id,
-                episode.c.fence,
-                episode.c.segments_done,
-                episode.c.priority,
-                episode.c.fair_at_ms,
-                now_ms().label("now"),
-            )
+            database.once(_claim_best),
+            {
+                "from_queue": queue,
+                "at_most": limit,
+                "lease_owner": worker_id,
+                "lease_ms": lease_ms,
+            },
         ).all()
         if not taken:
             return []
         connection.execute(
-            attempt.insert().values(started_ms=now_ms()),
+            _START_ATTEMPT,
             [
                 {
                     "episode_id": row.id,
@@ -143,13 +128,45 @@ def claim(
         log_states(
             connection, [(row.id, row.fence) for row in taken], "synthesising", actor=worker_id
         )
-        connection.execute(
-            worker.update()
-            .where(worker.c.id == worker_id)
-            .values(took_ms=now_ms(), seen_ms=now_ms())
-        )
+        connection.execute(_TOOK, {"taker": worker_id})
     taken = sorted(taken, key=lambda row: (row.priority, row.fair_at_ms, row.id))
     return [Claim(row.id, row.fence, queue, row.segments_done, row.now) for row in taken]
+
+
+def _claim_best(database: Database) -> sa.Executable:
+    best = (
+        sa.select(episode.c.id)
+        .where(episode.c.queue == sa.bindparam("from_queue"), episode.c.state == "queued")
+        .order_by(episode.c.priority, episode.c.fair_at_ms, episode.c.id)
+        .limit(sa.bindparam("at_most", type_=sa.Integer))
+    )
+    return (
+        episode.update()
+        .where(episode.c.id.in_(database.skip_locked(best)))
+        .values(
+            state="synthesising",
+            state_ms=now_ms(),
+            lease_until_ms=now_ms() + sa.bindparam("lease_ms", type_=sa.BigInteger),
+            fence=episode.c.fence + 1,
+            started_ms=sa.func.coalesce(episode.c.started_ms, now_ms()),
+        )
+        .returning(
+            episode.c.id,
+            episode.c.fence,
+            episode.c.segments_done,
+            episode.c.priority,
+            episode.c.fair_at_ms,
+            now_ms().label("now"),
+        )
+    )
+
+
+_START_ATTEMPT = attempt.insert().values(started_ms=now_ms())
+_TOOK = (
+    worker.update()
+    .where(worker.c.id == sa.bindparam("taker"))
+    .values(took_ms=now_ms(), seen_ms=now_ms())
+)
 
 
 def renew(

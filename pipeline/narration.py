@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from engine.base import AudioChunk, Pcm
-from pipeline.audio import Encoder, LiveEncoder, pad_to_packet
+from engine.utterance import split_chunks
+from pipeline.audio import FRAME_SAMPLES, Encoder, LiveEncoder, pad_to_packet
 from pipeline.errors import LostLease
 from pipeline.speaker import Held
 from streaming.chunk_log import ChunkLog
@@ -78,6 +79,9 @@ class Broadcast:
 
     Args:
         earlier: the sentences spoken before, in order, by this attempt and those before it.
+
+    Attributes:
+        first_audio_ms: database time at which the first frame of this attempt could be heard.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Broadcast:
         self._live = LiveEncoder(encoder)
         self._recent: list[tuple[AudioChunk, str]] = []  # published, sentence not kept yet
         self._meta = {"title": title, "lang": lang, "skip": str(self._live.skip)}
+        self.first_audio_ms: int | None = None
         self._is_new = False
         self._session = self._patiently(self._open)
         if self._is_new:
@@ -156,18 +161,21 @@ class Broadcast:
         emit_ms = int(time.time() * 1000)
         if chunk.first:
             self._announce(chunk.seg, text, chunk.pause_ms, words_of(chunk), chunk.quality)
-        for frame in self._live.push(chunk.pcm, first=chunk.first, last=chunk.last):
-            self._patiently(
-                lambda frame=frame: self._session.audio(  # type: ignore[misc]
-                    chunk.seg,
-                    frame.dur_ticks,
-                    frame.packets,
-                    frame.pcm,
-                    first=frame.first,
-                    last=frame.last,
-                    emit_ms=emit_ms,
+        # A chunk may be a whole sentence: its first frame leaves before the rest is encoded.
+        for piece in split_chunks(chunk, FRAME_SAMPLES):
+            for frame in self._live.push(piece.pcm, first=piece.first, last=piece.last):
+                self._patiently(
+                    lambda frame=frame: self._session.audio(  # type: ignore[misc]
+                        chunk.seg,
+                        frame.dur_ticks,
+                        frame.packets,
+                        frame.pcm,
+                        first=frame.first,
+                        last=frame.last,
+                        emit_ms=emit_ms,
+                    )
                 )
-            )
+                self.first_audio_ms = self.first_audio_ms or self._held.now_ms()
 
     def _announce(
         self, seg: int, text: str, pause_ms: int, words: list[Word], quality: Quality

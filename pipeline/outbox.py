@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -26,7 +27,9 @@ Send = Callable[[str], None]
 
 _GRACE_MS = 1_000  # the writer's own Sender is faster than that; after it the relay takes over
 _CLAIM_MS = 5_000
-_PER_TOPIC = 4  # one wake-up makes a worker claim until nothing is due; a few reach several workers
+_SPACING_S = 0.02  # under load the next hooks share a wake-up; after a silence nobody waits
+# One wake-up makes a worker claim until nothing is due or it is full; a few reach several workers.
+_ROWS_PER_WAKE_UP, _MOST_WAKE_UPS = 4, 4
 
 
 _PUT = (
@@ -84,6 +87,8 @@ class Sender:
                     return
                 fresh, self._fresh = self._fresh, []
             sent += publish(fresh, self._send)
+            if fresh:
+                time.sleep(_SPACING_S)
             if sent and (not fresh or len(sent) >= 200):
                 sent = self._delete(sent)
 
@@ -101,7 +106,7 @@ def publish(rows: Sequence[tuple[int, str]], send: Send) -> list[int]:
     done: list[int] = []
     for topic, count in Counter(topic for _id, topic in rows).items():
         try:
-            for _ in range(min(count, _PER_TOPIC)):
+            for _ in range(min(-(-count // _ROWS_PER_WAKE_UP), _MOST_WAKE_UPS)):
                 send(topic)
         except Exception as error:
             # whatever the broker's client raises, the rows stay and the relay repeats them

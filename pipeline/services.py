@@ -206,7 +206,7 @@ def make_engine(settings: Settings) -> Engine:
 
     options: dict[str, Any] = {}
     if settings.engine == "kokoro":
-        options = {"cache_dir": settings.data / "models", "threads": settings.engine_threads}
+        options = {"cache_dir": settings.model_cache, "threads": settings.engine_threads}
     elif settings.engine == "tone":
         options = {
             "pace": settings.tone_pace,

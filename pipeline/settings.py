@@ -63,6 +63,9 @@ class Settings(BaseSettings):
 
     # the voice
     engine: EngineName = Field("kokoro", description="the voice: kokoro, or tone for drills")
+    model_cache: Path | None = Field(
+        None, description="prepared models; empty: notecast in the user's cache directory"
+    )
     engine_threads: int = Field(2, gt=0, description="CPU threads of the embedded voice")
     warm: tuple[str, ...] = Field(
         ("en", "zh"), description="languages loaded before a worker says it is ready"

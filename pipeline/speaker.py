@@ -148,14 +148,12 @@ class Speaker:
         self._stopped.set()
 
     def _claim_forever(self) -> None:
-        queues = ("realtime", "batch", "quarantine")
         while not self._is_draining:
             self._bell.wait(self._settings.look_s)
             self._bell.clear()
             try:
-                while not self._is_draining and leases.has_due(self._database, queues):
-                    if not self._claim_some():
-                        break
+                while not self._is_draining and self._claim_some():
+                    pass
             except DatabaseUnavailable as error:
                 log.warning("claiming waits: %s", error)
 

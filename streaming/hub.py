@@ -461,6 +461,7 @@ class Hub:
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._walkers: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def start(self) -> None:
         """Begin to read; needs a running loop."""
@@ -468,6 +469,8 @@ class Hub:
 
     async def stop(self) -> None:
         """Stop reading and walking."""
+        # The flag ends the reader too where a client library swallows a cancellation.
+        self._stopped = True
         tasks = [*self._walkers.values(), *self._loading.values()]
         tasks += [self._task] if self._task else []
         for task in tasks:
@@ -523,7 +526,7 @@ class Hub:
 
     async def _read(self) -> None:
         away = False
-        while True:
+        while not self._stopped:
             try:
                 changes = await self._reader.changes()
                 for sid, entries in changes.items():

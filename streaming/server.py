@@ -211,6 +211,9 @@ class Peer:
             bearer=_bearer(ws.request),
         )
         self._ws = ws
+        self._protocol = ws.protocol
+        self._write = ws.transport.write
+        self.backlog = ws.transport.get_write_buffer_size  # bytes not sent yet
         self._gateway = gateway
         self._subscriptions: dict[str, tuple[Channel, Subscription]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
@@ -219,12 +222,8 @@ class Peer:
     def write(self, frame: bytes) -> None:
         """Hand a ready frame to the transport (see `hub.Outlet`)."""
         # A data frame after our close frame would break the WebSocket protocol.
-        if self._ws.protocol.state is State.OPEN:
-            self._ws.transport.write(frame)
-
-    def backlog(self) -> int:
-        """Bytes that the transport has not sent yet."""
-        return self._ws.transport.get_write_buffer_size()
+        if self._protocol.state is State.OPEN:
+            self._write(frame)
 
     async def run(self) -> None:
         """Serve the connection until it is closed."""
@@ -405,7 +404,8 @@ async def serve_connection(ws: ServerConnection, gateway: Gateway) -> None:
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         # Default buffers swallow minutes of Opus before a slow listener can be noticed.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        if lowat := getattr(socket, "TCP_NOTSENT_LOWAT", None):  # not on every system
+            sock.setsockopt(socket.IPPROTO_TCP, lowat, UNSENT_BYTES)
     await Peer(ws, gateway).run()
 
 

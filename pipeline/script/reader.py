@@ -245,7 +245,7 @@ class Reader:
         else:
             self._prose(text, kind="quote" if quote else "prose", alone=bool(bullet))
         if self.section.inline and not bullet:
-            self.section.blank = True
+            self.section.blank = not self.wrapped
 
     def _prose(self, line: str, *, kind: Kind, alone: bool) -> None:
         text = self.cleaner.clean(line)

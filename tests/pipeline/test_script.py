@@ -470,3 +470,16 @@ def test_hostile_repetition_is_read_to_the_end(unit: str):
     text = (unit * 50_000)[:100_000] + " end"
 
     assert said(compose(note(text)))[-1].endswith("end")
+
+
+def test_a_named_section_in_one_line_keeps_its_wrapped_words() -> None:
+    text = (
+        "Summary: the migration finished on Tuesday, and since then the\n"
+        "monthly bill is down.\nBudget talk came next."
+    )
+
+    script = compose(Note(ref=NoteRef("board"), text=text))
+
+    said = {chapter.title: [one.text for one in chapter.segments] for chapter in script.chapters}
+    assert said["Summary"][-1].endswith("since then the monthly bill is down.")
+    assert "Budget talk came next." not in said["Summary"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 _FINALS = (
     "i(?:ang|ong|an|ao|ng|n|a|e|u)?",
-    "u(?:ang|ang|ai|an|a|o|e|i|n)?",
+    "u(?:ang|ai|an|a|o|e|i|n)?",
     "[üv](?:an|e|n)?",
     "a(?:ng|i|o|n)?",
     "o(?:ng|u)?",
@@ -23,7 +23,10 @@ _SYLLABLE = rf"(?:(?:[zcs]h|[bpmfdtnlgkhjqxzcsryw])?(?:{'|'.join(_FINALS)})|er|n
 TOKEN = re.compile(rf"(?<![A-Za-z]){_SYLLABLE}[1-5]", re.IGNORECASE)
 """A syllable with its tone, where no Latin letter stands before it."""
 
-_NATURAL = re.compile(rf"(?<![A-Za-z0-9])(?=[A-Za-zü]{{2}}){_SYLLABLE}[1-5](?![A-Za-z0-9])", re.IGNORECASE)
+_RUN = re.compile(
+    rf"(?<![A-Za-z0-9])(?:(?=[A-Za-zü]{{2}}){_SYLLABLE}[1-5])+(?![A-Za-z0-9])", re.IGNORECASE
+)
+_ONE = re.compile(rf"{_SYLLABLE}[1-5]", re.IGNORECASE)
 _JQX = re.compile(r"([jqx])[uü](n|e|an)?(\d)", re.IGNORECASE)
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 _MARKED = "a-zA-ZüÜāáǎàēéěèīíǐìōóǒòūúǔùǖǘǚǜńňǹḿ"
@@ -32,6 +35,7 @@ _NOTES = (
     re.compile(rf"(?P<text>[{_HAN}])\[(?P<reading>[{_MARKED}:]{{1,8}}[1-5]?)\]"),
     re.compile(rf"(?P<text>[{_HAN}])[(（](?P<reading>[{_MARKED}]{{1,8}}[1-5]?)[)）]"),
 )
+_ANY_HAN = re.compile(f"[{_HAN}]")
 _TONES = {"\u0304": "1", "\u0301": "2", "\u030c": "3", "\u0300": "4"}
 _UPPERCASED_JQX = frozenset("jqxJQX")
 
@@ -86,12 +90,14 @@ def resolve(
         return match["text"]
 
     def inline(match: re.Match[str]) -> str:
-        token = token_of(match.group())
-        if token and is_known(token):
-            return put(token)
-        unknown.append(match.group())
-        return match.group()[:-1]  # the letters: a tone figure would be read as a number
+        tokens = [token_of(part) for part in _ONE.findall(match.group())]
+        if all(token is not None and is_known(token) for token in tokens):
+            return "".join(put(token) for token in tokens if token)
+        if is_chinese:  # in English text it is more likely a product name
+            unknown.append(match.group())
+        return match.group()
 
+    is_chinese = _ANY_HAN.search(text) is not None
     for pattern in _NOTES:
         text = pattern.sub(annotated, text)
-    return _NATURAL.sub(inline, text), tuple(unknown)
+    return _RUN.sub(inline, text), tuple(unknown)

@@ -102,13 +102,16 @@ class SentenceRenderer:
         Args:
             codes, latents: of the sentence so far.
             ended: no more will come.
-            chunk: codes to render; by the schedule if None. At the end everything is rendered.
+            chunk: codes to render; by the schedule if None. What is too little for a chunk and its
+                lookahead at the end is rendered with it.
         """
         self._extend(codes, latents)
         count = len(codes)
-        self._final = ended
-        self._end_code = count if ended else self.done_codes + (chunk or self.chunk)
-        seen = count if ended else min(count, self._end_code + self._plan.lookahead)
+        end = self.done_codes + (chunk or self.chunk)
+        # whether the end is known already depends on who else was served: it must not decide
+        self._final = ended and (not self._plan.live or count < end + self._plan.lookahead)
+        self._end_code = count if self._final else end
+        seen = count if self._final else end + self._plan.lookahead
         emitted, frames = self._mel.shape[1], self._frames(seen)
         context = min(MEL_CONTEXT, emitted)
         condition = self._condition(seen, emitted - context, frames)

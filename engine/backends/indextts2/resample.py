@@ -52,9 +52,11 @@ class StreamResampler:
         else:
             end = max(self._made, ((self._given - _REACH) * _UP) // _DOWN)
         at = np.arange(self._made, end, dtype=np.int64) * _DOWN
+        if not len(at):
+            return np.zeros(0, np.float32)
         first = at // _UP - self._taken  # place in _held of the leftmost tap
         windows = np.lib.stride_tricks.sliding_window_view(self._held, 2 * _REACH)
-        out = (windows[first] * _KERNELS[at % _UP]).sum(axis=1) if len(at) else np.zeros(0)
+        out = (windows[first] * _KERNELS[at % _UP]).sum(axis=1)
         self._made = end
         spent = max(0, end * _DOWN // _UP - self._taken)
         self._held, self._taken = self._held[spent:], self._taken + spent

@@ -1,7 +1,7 @@
 """A complete release with random weights, small enough for tests: `python -m ...indextts2.tiny OUT`.
 
 Every file has the published format and key names, every module is there, and every value follows the seed
-rule (`seeds.py`); only the sizes are small. What real weights know and random ones do not (when to stop) is
+rule (`seeds.py`); only the sizes are small (or not: `--full`). What real weights know and random ones do not (when to stop) is
 set in the `notecast` section of `config.yaml`, so that no tensor breaks the rule. Speech from it is noise
 of the right shape.
 """
@@ -13,6 +13,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,119 +29,221 @@ from engine.backends.indextts2.vocoder import lowpass_taps
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
-GPT_WIDTH, GPT_LAYERS, TEXT_TOKENS, MEL_TOKENS, MAX_TEXT, MAX_MEL = 64, 3, 60, 66, 40, 80
-SPEAKER = {"output_size": 32, "linear_units": 48, "attention_heads": 2, "num_blocks": 2}
-EMOTION = {"output_size": 24, "linear_units": 40, "attention_heads": 2, "num_blocks": 1}
-S2MEL_WIDTH, DIT_DEPTH, WAVENET_LAYERS = 32, 5, 3
-CODEC = {
-    "codebook_size": 64,
-    "hidden_size": 1024,
-    "codebook_dim": 8,
-    "vocos_dim": 24,
-    "vocos_intermediate_dim": 40,
-    "vocos_num_layers": 2,
-}
-W2V = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
-VOCODER_CHANNELS = 128
-VOCODER = {
-    "resblock": "1",
-    "upsample_rates": [4, 4, 2, 2, 2, 2],
-    "upsample_kernel_sizes": [8, 8, 4, 4, 4, 4],
-    "upsample_initial_channel": VOCODER_CHANNELS,
-    "resblock_kernel_sizes": [3, 7, 11],
-    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
-    "use_tanh_at_final": False,
-    "use_bias_at_final": False,
-    "activation": "snakebeta",
-    "snake_logscale": True,
-    "num_mels": 80,
-    "hop_size": 256,
-    "sampling_rate": 22050,
-}
-STOP_BIAS = 1.5
+_CONDITION = {"input_layer": "conv2d2", "perceiver_mult": 2}
 
 
-def write(out: Path, *, seed: int = 0, latent_dim: int = GPT_WIDTH) -> Path:
-    """Write a tiny release.
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Everything that differs between a tiny release and a full one.
+
+    Attributes:
+        gpt, codec: sections of `config.yaml`.
+        width, heads, depth, waves: of the mel stage; condition, transformer and WaveNet are equally wide.
+        channels: of the vocoder's first stage.
+        w2v: settings of w2v-bert.
+        w2v_layer: of them, the layer whose output is used.
+        stop_bias: makes random weights stop.
+    """
+
+    gpt: Mapping[str, Any]
+    codec: Mapping[str, int]
+    width: int
+    heads: int
+    depth: int
+    waves: int
+    channels: int
+    w2v: Mapping[str, int]
+    w2v_layer: int
+    stop_bias: float
+
+
+TINY = Sizes(
+    gpt={
+        "model_dim": 64,
+        "layers": 3,
+        "heads": 2,
+        "max_mel_tokens": 80,
+        "max_text_tokens": 40,
+        "number_text_tokens": 60,
+        "number_mel_codes": 66,
+        "start_mel_token": 64,
+        "stop_mel_token": 65,
+        "condition_module": {
+            "output_size": 32,
+            "linear_units": 48,
+            "attention_heads": 2,
+            "num_blocks": 2,
+        },
+        "emo_condition_module": {
+            "output_size": 24,
+            "linear_units": 40,
+            "attention_heads": 2,
+            "num_blocks": 1,
+        },
+    },
+    codec={
+        "codebook_size": 64,
+        "hidden_size": 1024,
+        "codebook_dim": 8,
+        "vocos_dim": 24,
+        "vocos_intermediate_dim": 40,
+        "vocos_num_layers": 2,
+    },
+    width=32,
+    heads=2,
+    depth=5,
+    waves=3,
+    channels=128,
+    w2v={
+        "hidden_size": 1024,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    },
+    w2v_layer=1,
+    stop_bias=1.5,
+)
+FULL = Sizes(
+    gpt={
+        "model_dim": 1280,
+        "layers": 24,
+        "heads": 20,
+        "max_mel_tokens": 1815,
+        "max_text_tokens": 600,
+        "number_text_tokens": 12000,
+        "number_mel_codes": 8194,
+        "start_mel_token": 8192,
+        "stop_mel_token": 8193,
+        "condition_module": {
+            "output_size": 512,
+            "linear_units": 2048,
+            "attention_heads": 8,
+            "num_blocks": 6,
+        },
+        "emo_condition_module": {
+            "output_size": 512,
+            "linear_units": 1024,
+            "attention_heads": 4,
+            "num_blocks": 4,
+        },
+    },
+    codec={
+        "codebook_size": 8192,
+        "hidden_size": 1024,
+        "codebook_dim": 8,
+        "vocos_dim": 384,
+        "vocos_intermediate_dim": 2048,
+        "vocos_num_layers": 12,
+    },
+    width=512,
+    heads=8,
+    depth=13,
+    waves=8,
+    channels=1536,
+    w2v={
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
+    w2v_layer=17,
+    stop_bias=0.0,
+)
+
+
+def write(
+    out: Path, *, seed: int = 0, latent_dim: int | None = None, sizes: Sizes = TINY
+) -> Path:
+    """Write a release with random weights.
 
     Args:
         out: folder, made if it is not there; files in it are overwritten.
         seed: of the rule.
         latent_dim: width the mel stage expects of latents; the transformer's own by default. Parity
             fixtures use 1280, which cannot speak.
+        sizes: TINY (140 MB), or FULL (7 GB) for benchmarks.
 
     Returns:
         `out`.
     """
     for folder in ("w2v-bert-2.0", "semantic_codec", "bigvgan_v2_22khz_80band_256x"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config(latent_dim)), encoding="utf-8")
+    width = sizes.gpt["model_dim"]
+    latent_dim = latent_dim or width
+    settings = config(sizes, latent_dim)
+    (out / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     (out / "bpe.model").write_bytes(_train_tokenizer())
-    torch.save({"model": _fill(gpt_shapes(), seed)}, out / "gpt.pth")
-    torch.save({"net": _s2mel(seed, latent_dim)}, out / "s2mel.pth")
+    torch.save({"model": _fill(gpt_shapes(sizes), seed)}, out / "gpt.pth")
+    torch.save({"net": _s2mel(seed, sizes, latent_dim)}, out / "s2mel.pth")
     mean = seeds.normal_input(seed, "w2v_mean", (1024,), 0.1)
     spread = seeds.normal_input(seed, "w2v_var", (1024,), 0.1)
     torch.save(
         {"mean": torch.from_numpy(mean), "var": torch.from_numpy(1.0 + np.abs(spread))},
         out / "wav2vec2bert_stats.pt",
     )
-    for name, key, width in (("feat1", "spk_matrix", 192), ("feat2", "emo_matrix", GPT_WIDTH)):
-        rows = seeds.normal_input(seed, key, (73, width))
+    for name, key, columns in (("feat1", "spk_matrix", 192), ("feat2", "emo_matrix", width)):
+        rows = seeds.normal_input(seed, key, (73, columns))
         torch.save(torch.from_numpy(rows), out / f"{name}.pt")
-    save_file(_fill(codec_shapes(), seed), out / "semantic_codec" / "model.safetensors")
+    save_file(_fill(codec_shapes(sizes), seed), out / "semantic_codec" / "model.safetensors")
     torch.save(_fill(campplus_shapes(), seed), out / "campplus_cn_common.bin")
     vocoder = out / "bigvgan_v2_22khz_80band_256x"
-    torch.save({"generator": _fill(vocoder_shapes(), seed)}, vocoder / "bigvgan_generator.pt")
-    (vocoder / "config.json").write_text(json.dumps(VOCODER, indent=1), encoding="utf-8")
-    _write_w2v(out / "w2v-bert-2.0", seed)
+    torch.save({"generator": _fill(vocoder_shapes(sizes), seed)}, vocoder / "bigvgan_generator.pt")
+    (vocoder / "config.json").write_text(json.dumps(vocoder_config(sizes)), encoding="utf-8")
+    _write_w2v(out / "w2v-bert-2.0", sizes, seed)
     return out
 
 
-def config(latent_dim: int = GPT_WIDTH) -> dict[str, Any]:
-    """`config.yaml` of the tiny release."""
-    condition = {"input_layer": "conv2d2", "perceiver_mult": 2}
+def vocoder_config(sizes: Sizes) -> dict[str, Any]:
+    """`config.json` of BigVGAN."""
+    return {
+        "resblock": "1",
+        "upsample_rates": [4, 4, 2, 2, 2, 2],
+        "upsample_kernel_sizes": [8, 8, 4, 4, 4, 4],
+        "upsample_initial_channel": sizes.channels,
+        "resblock_kernel_sizes": [3, 7, 11],
+        "resblock_dilation_sizes": [[1, 3, 5]] * 3,
+        "use_tanh_at_final": False,
+        "use_bias_at_final": False,
+        "activation": "snakebeta",
+        "snake_logscale": True,
+        "num_mels": 80,
+        "hop_size": 256,
+        "sampling_rate": 22050,
+    }
+
+
+def config(sizes: Sizes = TINY, latent_dim: int | None = None) -> dict[str, Any]:
+    """`config.yaml` of a release."""
+    gpt = dict(sizes.gpt)
+    for name in ("condition_module", "emo_condition_module"):
+        gpt[name] = gpt[name] | _CONDITION
     return {
         "version": 2.0,
         "dataset": {"bpe_model": "bpe.model"},
-        "gpt": {
-            "model_dim": GPT_WIDTH,
-            "layers": GPT_LAYERS,
-            "heads": 2,
-            "max_mel_tokens": MAX_MEL,
-            "max_text_tokens": MAX_TEXT,
-            "number_text_tokens": TEXT_TOKENS,
-            "number_mel_codes": MEL_TOKENS,
-            "start_mel_token": MEL_TOKENS - 2,
-            "stop_mel_token": MEL_TOKENS - 1,
+        "gpt": gpt
+        | {
             "start_text_token": 0,
             "stop_text_token": 1,
             "use_mel_codes_as_input": True,
             "condition_type": "conformer_perceiver",
-            "condition_module": SPEAKER | condition,
-            "emo_condition_module": EMOTION | condition,
         },
-        "semantic_codec": CODEC,
+        "semantic_codec": dict(sizes.codec),
         "s2mel": {
             "dit_type": "DiT",
             "style_encoder": {"dim": 192},
             "length_regulator": {
-                "channels": S2MEL_WIDTH,
+                "channels": sizes.width,
                 "in_channels": 1024,
                 "is_discrete": False,
                 "sampling_ratios": [1, 1, 1, 1],
                 "f0_condition": False,
             },
             "DiT": {
-                "hidden_dim": S2MEL_WIDTH,
-                "num_heads": 2,
-                "depth": DIT_DEPTH,
+                "hidden_dim": sizes.width,
+                "num_heads": sizes.heads,
+                "depth": sizes.depth,
                 "in_channels": 80,
-                "content_dim": S2MEL_WIDTH,
+                "content_dim": sizes.width,
                 "style_condition": True,
                 "final_layer_type": "wavenet",
                 "is_causal": False,
@@ -151,8 +254,8 @@ def config(latent_dim: int = GPT_WIDTH) -> dict[str, Any]:
                 "f0_condition": False,
             },
             "wavenet": {
-                "hidden_dim": S2MEL_WIDTH,
-                "num_layers": WAVENET_LAYERS,
+                "hidden_dim": sizes.width,
+                "num_layers": sizes.waves,
                 "kernel_size": 5,
                 "dilation_rate": 1,
                 "style_condition": True,
@@ -164,7 +267,11 @@ def config(latent_dim: int = GPT_WIDTH) -> dict[str, Any]:
         "spk_matrix": "feat1.pt",
         "emo_matrix": "feat2.pt",
         "emo_num": [3, 17, 2, 8, 4, 5, 10, 24],
-        "notecast": {"latent_dim": latent_dim, "w2v_layer": 1, "stop_bias": STOP_BIAS},
+        "notecast": {
+            "latent_dim": latent_dim or gpt["model_dim"],
+            "w2v_layer": sizes.w2v_layer,
+            "stop_bias": sizes.stop_bias,
+        },
     }
 
 
@@ -232,9 +339,9 @@ def _perceiver(key: str, cfg: Mapping[str, int], dim: int, latents: int) -> Shap
     yield f"{key}.norm.gamma", (dim,)
 
 
-def gpt_shapes(cfg: Mapping[str, Any] | None = None) -> Shapes:
-    """Entries of `gpt.pth` for a `gpt` section of `config.yaml` (the tiny one by default)."""
-    cfg = cfg or config()["gpt"]
+def gpt_shapes(sizes: Sizes = TINY) -> Shapes:
+    """Entries of `gpt.pth`."""
+    cfg = sizes.gpt
     width = cfg["model_dim"]
     speaker, emotion = cfg["condition_module"], cfg["emo_condition_module"]
     yield from _conformer("conditioning_encoder", speaker)
@@ -264,8 +371,9 @@ def gpt_shapes(cfg: Mapping[str, Any] | None = None) -> Shapes:
     yield "speed_emb.weight", (2, width)
 
 
-def cfm_shapes(width: int = S2MEL_WIDTH, depth: int = DIT_DEPTH, waves: int = WAVENET_LAYERS) -> Shapes:
-    """Entries of the part `cfm`, for equal widths of transformer, WaveNet and condition."""
+def cfm_shapes(sizes: Sizes = TINY) -> Shapes:
+    """Entries of the part `cfm`."""
+    width, depth, waves = sizes.width, sizes.depth, sizes.waves
     inner = math.ceil(8 * width // 3 / 256) * 256
     yield "estimator.input_pos", (16_384,)
     for i in range(depth):
@@ -299,11 +407,12 @@ def cfm_shapes(width: int = S2MEL_WIDTH, depth: int = DIT_DEPTH, waves: int = WA
     yield from _linear("estimator.res_projection", width, width)
     yield "estimator.content_mask_embedder.weight", (1, width)
     yield from _linear("estimator.skip_linear", width, width + 80)
-    yield from _linear("estimator.cond_x_merge_linear", width, 2 * width + 80 + 80 + 192 - width)
+    yield from _linear("estimator.cond_x_merge_linear", width, width + 80 + 80 + 192)
 
 
-def regulator_shapes(width: int = S2MEL_WIDTH) -> Shapes:
+def regulator_shapes(sizes: Sizes = TINY) -> Shapes:
     """Entries of the part `length_regulator`."""
+    width = sizes.width
     yield "mask_token", (1, width)
     for i in range(4):
         yield from _conv(f"model.{3 * i}", width, width, 3)
@@ -320,9 +429,9 @@ def projection_shapes(latent_dim: int) -> Shapes:
     yield from _linear("2", 1024, 128)
 
 
-def codec_shapes(cfg: Mapping[str, int] | None = None) -> Shapes:
-    """Entries of the semantic codec for a `semantic_codec` section (the tiny one by default)."""
-    cfg = cfg or CODEC
+def codec_shapes(sizes: Sizes = TINY) -> Shapes:
+    """Entries of the semantic codec."""
+    cfg = sizes.codec
     width, inner = cfg["vocos_dim"], cfg["vocos_intermediate_dim"]
     for side in ("encoder", "decoder"):
         yield from _conv(f"{side}.0.embed", width, 1024, 7)
@@ -388,8 +497,9 @@ def _dense_layer(key: str, channels: int) -> Shapes:
     yield from _conv(f"{key}.cam_layer.linear2", 32, 64, 1)
 
 
-def vocoder_shapes(channels: int = VOCODER_CHANNELS) -> Shapes:
+def vocoder_shapes(sizes: Sizes = TINY) -> Shapes:
     """Entries of BigVGAN with weight norm, kernels and rates as published."""
+    channels = sizes.channels
     yield from _normed("conv_pre", channels, 80, 7)
     for i, kernel in enumerate((8, 8, 4, 4, 4, 4)):
         yield from _normed(f"ups.{i}.0", channels, channels // 2, kernel, bias=channels // 2)
@@ -442,19 +552,19 @@ def _buffer(key: str, shape: Sequence[int]) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[None]
 
 
-def _s2mel(seed: int, latent_dim: int) -> dict[str, dict[str, Tensor]]:
+def _s2mel(seed: int, sizes: Sizes, latent_dim: int) -> dict[str, dict[str, Tensor]]:
     shapes = {
-        "cfm": cfm_shapes(),
-        "length_regulator": regulator_shapes(),
+        "cfm": cfm_shapes(sizes),
+        "length_regulator": regulator_shapes(sizes),
         "gpt_layer": projection_shapes(latent_dim),
     }
     return {name: _fill(s, seed, part=f"{name}.") for name, s in shapes.items()}
 
 
-def _write_w2v(folder: Path, seed: int) -> None:
+def _write_w2v(folder: Path, sizes: Sizes, seed: int) -> None:
     from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel  # seconds: only when written
 
-    settings = Wav2Vec2BertConfig(**W2V)
+    settings = Wav2Vec2BertConfig(**dict(sizes.w2v))
     with torch.device("meta"):
         wanted = Wav2Vec2BertModel(settings).state_dict()
     shapes = ((key, tuple(value.shape)) for key, value in wanted.items())
@@ -487,7 +597,7 @@ def _train_tokenizer() -> bytes:
         sentence_iterator=iter(_CORPUS * 4),
         model_writer=model,
         model_type="bpe",
-        vocab_size=TEXT_TOKENS,
+        vocab_size=TINY.gpt["number_text_tokens"],
         hard_vocab_limit=False,
         character_coverage=1.0,
         bos_id=0,
@@ -505,9 +615,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a tiny IndexTTS-2 release, random weights.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--latent-dim", type=int, default=GPT_WIDTH, help="1280 for parity")
+    parser.add_argument("--latent-dim", type=int, help="1280 for parity fixtures")
+    parser.add_argument("--full", action="store_true", help="published sizes, 7 GB")
     args = parser.parse_args()
-    write(args.out, seed=args.seed, latent_dim=args.latent_dim)
+    sizes = FULL if args.full else TINY
+    write(args.out, seed=args.seed, latent_dim=args.latent_dim, sizes=sizes)
 
 
 if __name__ == "__main__":

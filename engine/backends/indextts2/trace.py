@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,45 +84,67 @@ def _gpt_generate(model: Model, seed: int) -> Outputs:
     text = _integers(seed, "text", (1, 11), 2, cfg.text_tokens)
     latents = gpt.speaker_latents(speaker)[0]
     prefix = gpt.prefix(latents, merged, text[0].tolist())
-    codes, logits = greedy(model, prefix, MAX_CODES)
+    (codes,), (logits,) = greedy(model, [prefix], MAX_CODES)
     first = codes[:12]
-    shorter = gpt.prefix(latents, merged, text[0, :7].tolist())
+    padded = torch.full((2, 11), cfg.stop_text)  # the reference pads with the stop mark, which is dropped
+    padded[0], padded[1, :7] = text[0], text[0, :7]
+    together, _ = greedy(
+        model, [gpt.prefix(latents, merged, row.tolist()) for row in padded], MAX_CODES
+    )
     return {
         "text": text,
         "cond_latents": latents[None],
         "prefix_embeds": prefix[None],
         "greedy_codes": codes[None],
         "greedy_step_logits": logits[:24],
+        "leftpadded_batch_text": padded,
+        "leftpadded_batch_greedy_codes": torch.nn.utils.rnn.pad_sequence(
+            together, batch_first=True, padding_value=cfg.stop_mel
+        ),
         "latent_second_forward": gpt.latents(prefix, first)[None],
         "latent_codes": first[None],
-        "shorter_text_greedy_codes": greedy(model, shorter, MAX_CODES)[0][None],
     }
 
 
-def greedy(model: Model, prefix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def greedy(
+    model: Model, prefixes: Sequence[Tensor], count: int
+) -> tuple[list[Tensor], list[Tensor]]:
     """The likeliest codes under the repetition penalty, with the reference's code positions.
 
+    Args:
+        model: the release.
+        prefixes: (n, D) of each row; rows are decoded together.
+        count: most codes of a row.
+
     Returns:
-        (n,) codes, the stop code last if it came; (n, V) raw logits they were taken from.
+        For each row its (n,) codes, the stop code last if it came, and the (n, V) raw logits they were
+        taken from.
     """
     cfg = model.config.gpt
-    cache = KvCache(cfg, slots=1, positions=len(prefix) + count + 1)
-    logits, _ = model.gpt.prefill(prefix, cache, 0)
-    seen = torch.zeros(1, cfg.mel_tokens, dtype=torch.bool)
-    seen[0, [1, cfg.start_mel]] = True  # the ids that stand for the prefix in the reference's history
-    codes: list[int] = []
-    steps: list[Tensor] = []
-    while len(codes) < count:
-        steps.append(logits)
-        code = int(penalise(logits[None], seen, torch.tensor([10.0])).argmax())
-        codes.append(code)
-        seen[0, code] = True
-        if code == cfg.stop_mel:
+    longest = max(len(prefix) for prefix in prefixes)
+    cache = KvCache(cfg, slots=len(prefixes), positions=longest + count + 1)
+    pending = [model.gpt.prefill(prefix, cache, i)[0] for i, prefix in enumerate(prefixes)]
+    seen = torch.zeros(len(prefixes), cfg.mel_tokens, dtype=torch.bool)
+    seen[:, [1, cfg.start_mel]] = True  # ids that stand for the prefix in the reference's history
+    codes: list[list[int]] = [[] for _ in prefixes]
+    steps: list[list[Tensor]] = [[] for _ in prefixes]
+    going = list(range(len(prefixes)))
+    for k in range(1, count + 1):
+        raw = torch.stack([pending[row] for row in going])
+        best = penalise(raw, seen[going], torch.full((len(going),), 10.0)).argmax(-1)
+        for row, code, logits in zip(going, best.tolist(), raw, strict=True):
+            codes[row].append(code)
+            steps[row].append(logits)
+            seen[row, code] = True
+        going = [row for row in going if codes[row][-1] != cfg.stop_mel]
+        if not going or k == count:
             break
-        position = torch.tensor([code_position(len(codes), "upstream")])
-        row = model.gpt.step(torch.tensor([code]), position, cache, [0])[0]
-        logits = row[0]
-    return torch.tensor(codes), torch.stack(steps)
+        last = torch.tensor([codes[row][-1] for row in going])
+        positions = torch.full((len(going),), code_position(k, "upstream"))
+        logits, _ = model.gpt.step(last, positions, cache, going)
+        for row, row_logits in zip(going, logits, strict=True):
+            pending[row] = row_logits
+    return [torch.tensor(row) for row in codes], [torch.stack(row) for row in steps]
 
 
 def _semantic_codec(model: Model, seed: int) -> Outputs:

@@ -17,6 +17,7 @@ import itertools
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ import numpy.typing as npt
 
 from engine.backends.kokoro import planner, sound, windows
 from engine.backends.kokoro.durations import (
+    HIBARI_LEAD_FRAMES,
+    KOKORO_LEAD_FRAMES,
+    begun_soon,
     check_ratio,
     exact_frames,
     natural_frames,
@@ -93,6 +97,10 @@ class Kokoro(Backend):
 
     def voices(self) -> list[Voice]:
         return [Voice(HIBARI, "Heart (hibari)", "en", "female"), *self._pack.voices()]
+
+    def default_voice(self, lang: str) -> str:
+        """hibari's for English, else the best of Kokoro's."""
+        return HIBARI if lang == "en" else DEFAULTS.get(lang, "")
 
     def plan(self, request: SpeechRequest) -> Plan:
         return planner.plan(request, self._pack)
@@ -260,17 +268,19 @@ class Kokoro(Backend):
 
     def _drafts(self, ready: Prepared) -> list[Draft]:
         speaker = ready.speaker
-        return [
+        drafts = [
             self._stages.plan(
                 line.tokens, self._pack.style(speaker.id, len(line.tokens), speaker.manner.voice)
             )
             for line in ready.lines
         ]
+        return [replace(draft, raw=begun_soon(draft.raw, KOKORO_LEAD_FRAMES)) for draft in drafts]
 
     def _raw(self, ready: Prepared) -> list[Floats]:
         """Natural durations of each line, in frames a token."""
         if ready.speaker.engine == "hibari":
-            return [self._hibari.plan(line.tokens) for line in ready.lines]
+            natural = (self._hibari.plan(line.tokens) for line in ready.lines)
+            return [begun_soon(raw, HIBARI_LEAD_FRAMES) for raw in natural]
         return [draft.raw for draft in self._drafts(ready)]
 
     def _frames(self, job: Job, sentence: Sentence, raw: Sequence[Floats]) -> list[Frames]:

@@ -15,6 +15,7 @@ from engine.backends.kokoro.words import Reading, Word, realigned, to_source
 from engine.text import PHONEME_NOTE, PINYIN_NOTE, Normalised, Piece, normalise
 
 _UNIT = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|\s+|.", re.DOTALL)
+_NOON = re.compile(r"\b([AP]) M\b")  # apart, its "A" would be read as the article
 _loading = threading.Lock()
 
 
@@ -56,7 +57,8 @@ def _hibari_normalised(ours: Normalised) -> Normalised:
         end = note.start() if note else len(text)
         units = [(m.group(), (m.start(), m.end())) for m in _UNIT.finditer(text, at, end)]
         stretch = text[at:end]
-        said = normalize(PINYIN_NOTE.sub(r"\g<char>", stretch))
+        plain = PINYIN_NOTE.sub(r"\g<char>", stretch)
+        said = normalize(_NOON.sub(r"\1M", plain))
         if said and stretch[-1:].isspace():
             said += " "
         if said and stretch[:1].isspace():

