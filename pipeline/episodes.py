@@ -168,6 +168,7 @@ class _Narration:
             key=job.key,
             title=job.script.title,
             lang=job.script.lang,
+            first_seg=len(spoken),
             earlier=lambda: spoken,
         )
         self.busy_ms = 0

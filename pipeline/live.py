@@ -47,8 +47,11 @@ def _session_info(services: Services, key: str) -> SessionInfo | None:
         # the listener waits; the gateway asks again in a second
         return SessionInfo("queued")
     if status == "done":
-        url = services.links.file_url(key, "mp3", now_s=time.time())
-        return SessionInfo("done", row.title, row.lang, url=url)
+        url, vtt, chapters = (
+            services.links.file_url(key, extension, now_s=time.time())
+            for extension in ("mp3", "vtt", "chapters.json")
+        )
+        return SessionInfo("done", row.title, row.lang, url=url, vtt=vtt, chapters=chapters)
     if status == "live":
         return SessionInfo("live", row.title, row.lang)
     return SessionInfo("failed", row.title, row.lang)

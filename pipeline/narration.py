@@ -78,6 +78,7 @@ class Broadcast:
     lost with its store is built again from what was spoken before.
 
     Args:
+        first_seg: the sentence this attempt begins with.
         earlier: the sentences spoken before, in order, by this attempt and those before it.
 
     Attributes:
@@ -93,6 +94,7 @@ class Broadcast:
         key: str,
         title: str,
         lang: str,
+        first_seg: int,
         earlier: Callable[[], Iterable[Spoken]],
     ) -> None:
         self._chunks = chunks
@@ -106,10 +108,12 @@ class Broadcast:
         self.first_audio_ms: int | None = None
         self._is_new = False
         self._session = self._patiently(self._open)
+        # an attempt before us died after the last word: listeners have heard all
+        self._is_over = self._session.ended
         if self._is_new:
             self._replay()
-        else:
-            self.cut(held.claim.segments_done)
+        elif not self._is_over:
+            self.cut(first_seg)
 
     def cut(self, from_seg: int) -> None:
         """Void what was published from this sentence on; it is spoken again."""
@@ -119,6 +123,8 @@ class Broadcast:
 
     def chunk(self, chunk: AudioChunk, text: str) -> None:
         """Publish a chunk that the engine has just given; `text` is its sentence."""
+        if self._is_over:
+            return
         self._recent.append((chunk, text))
         try:
             self._publish(chunk, text)
@@ -131,15 +137,12 @@ class Broadcast:
 
     def end(self, why: str) -> None:
         """Nothing more comes."""
-        self._unless_lost(lambda: self._session.end(why))
+        if not self._is_over:
+            self._unless_lost(lambda: self._session.end(why))
 
     def file(self, *, url: str, size_bytes: int, vtt: str, chapters: str) -> None:
         """Say where the recording is."""
         self._unless_lost(lambda: self._session.file(url, "mp3", size_bytes, vtt, chapters))
-
-    def fail(self, code: str, message: str) -> None:
-        """Say why there will be no more."""
-        self._unless_lost(lambda: self._session.fail(code, message))
 
     def _open(self) -> LiveSession:
         fence = self._held.claim.fence
@@ -148,9 +151,9 @@ class Broadcast:
         except LogLost:
             pass
         try:
-            rebuilt = self._held.claim.segments_done > 0
+            # after the first claim listeners may have heard something that is lost now
             session = LiveSession.create(
-                self._chunks, self._key, fence, meta=self._meta, rebuilt=rebuilt
+                self._chunks, self._key, fence, meta=self._meta, rebuilt=fence > 1
             )
         except SessionExists:  # made by our own call whose answer was lost
             return LiveSession.take_over(self._chunks, self._key, fence, meta=self._meta)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 EXIT_HUNG = 70
 _MARGIN_S = 3.0  # leave before the lease ends on our clock, by at most a fifth of it
 _CLAIM_AT_ONCE = 8
+_INTERRUPTED_S = 2.0  # to hand over what could not reach the end of its sentence
 
 
 class Held:
@@ -139,13 +140,19 @@ class Speaker:
             held = list(self._held.values())
         for one in held:
             one.drain()
+        self._wait_until_free(timeout_s)
+        for one in list(self._held.values()):
+            one.interrupt()
+        self._wait_until_free(_INTERRUPTED_S)
+        for one in list(self._held.values()):
+            one.lose()
+        self._pool.shutdown(wait=True)
+        self._stopped.set()
+
+    def _wait_until_free(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while self._held and time.monotonic() < deadline:
             time.sleep(0.02)
-        for one in list(self._held.values()):
-            one.interrupt()
-        self._pool.shutdown(wait=True)
-        self._stopped.set()
 
     def _claim_forever(self) -> None:
         while not self._is_draining:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline import effects, leases, migrate, servers
-from pipeline.errors import DatabaseUnavailable, Misconfigured
+from pipeline.errors import DatabaseUnavailable, Misconfigured, PipelineError
 from pipeline.services import Services
 from pipeline.settings import Settings
 from pipeline.write_backs import buried, tell_dead
@@ -175,10 +175,18 @@ class Supervisor:
             for child in self._children:
                 if child.process is None:
                     if now >= child.start_at:
-                        child.process = child.start()
+                        self._restart(child, now)
                 elif child.process.poll() is not None:
                     self._bury(child, now)
             time.sleep(_TICK_S)
+
+    def _restart(self, child: _Child, now: float) -> None:
+        """Start it again; what hinders that may pass, and the others go on meanwhile."""
+        try:
+            child.process = child.start()
+        except (PipelineError, OSError) as error:
+            child.start_at = now + max(_BACKOFF_S[0], child.backoff_s(now))
+            self._tell(f"{child.name} cannot be started, trying again: {error}")
 
     def _bury(self, child: _Child, now: float) -> None:
         assert child.process is not None

@@ -69,7 +69,7 @@ class SessionInfo:
 
     `state`: queued (will be spoken), live (is spoken now), done (the recording is at `url`) or
     failed. `pos` and `eta_ms` are its place in the queue. `pre_ms` is how much sound a player
-    should have before it starts.
+    should have before it starts. `vtt` and `chapters` are addresses beside `url`.
     """
 
     state: Literal["queued", "live", "done", "failed"]
@@ -78,6 +78,8 @@ class SessionInfo:
     pos: int | None = None
     eta_ms: int | None = None
     url: str | None = None
+    vtt: str | None = None
+    chapters: str | None = None
     pre_ms: int | None = None
 
 
@@ -296,7 +298,9 @@ class Peer:
         elif info is None:
             self._refuse(wish, "not_found", "there is no such session")
         elif info.state == "done":
-            self._refuse(wish, "gone", "the session is over; hear its recording", url=info.url)
+            names = ("url", "vtt", "chapters", "title", "lang")
+            known = {name: value for name in names if (value := getattr(info, name)) is not None}
+            self._refuse(wish, "gone", "the session is over; hear its recording", **known)
         elif info.state == "failed":
             self._refuse(wish, "engine_failed", "the session could not be spoken")
         else:

@@ -22,9 +22,20 @@ from tests.acceptance.stack import (
     FEISHU_TOKEN,
     SECRET,
     Stack,
+    is_alive,
     note_body,
     wait_for,
 )
+
+OPTIONS = {
+    "tone_faults": "true",
+    "attempts": 2,
+    "durable_after_s": 0,
+    "body_limit_bytes": 65_536,
+    "hung_s": 4,
+    "lease_ms": 6_000,
+    "renew_ms": 500,
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +49,7 @@ def base() -> Iterator[Base]:
 def stack(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(
         tmp_path_factory.mktemp("accepting"),
-        {"tone_faults": "true", "attempts": 2, "durable_after_s": 0, "body_limit_bytes": 65536},
+        OPTIONS,
         variables={"NC_FEISHU_WRITE_BACK": WRITE_BACK_TOKEN},
         connectors=CONNECTORS + BASE.format(url=base.url),
     )
@@ -184,7 +195,7 @@ def test_what_nobody_can_read_aloud_ends_with_the_reason(stack: Stack) -> None:
     stranger = stack.api("POST", "episodes", json={"text": "Who?", "voice": "nobody"}).json()
     stack.wait_state(stranger["id"], "dead")
 
-    for key, code in ((symbols["episode"], "unspeakable"), (stranger["id"], "bad_request")):
+    for key, code in ((symbols["episode"], "unspeakable"), (stranger["id"], "unknown_voice")):
         shown = stack.api("GET", f"episodes/{key}").json()
         assert (shown["status"], shown["error"]["code"]) == ("failed", code)
         assert shown["error"]["message"]
@@ -223,6 +234,17 @@ def test_a_text_that_kills_the_worker_is_given_up_and_its_neighbours_are_spoken(
     stack.assert_complete(more[0]["episode"], "Later neighbour 0.")
     crashes = stack.query("SELECT max(crash_count) AS n FROM episode WHERE state = 'done'")
     assert crashes[0]["n"] < 3
+
+
+def test_a_worker_whose_engine_stands_still_is_replaced(stack: Stack) -> None:
+    victim = stack.pid("worker gpu")
+    stuck = stack.accept("This one [[hang]] never ends.", key="hang")
+    wait_for("another worker", lambda: not is_alive(victim) and stack.pid("worker gpu"), 60)
+    stack.api("POST", f"episodes/{stuck['episode']}/stop")
+    after = stack.accept("The next worker speaks.", key="after-hang")
+
+    stack.wait_done(after["episode"])
+    assert stack.episode(stuck["episode"])["state"] == "cancelled"
 
 
 def test_two_hundred_small_episodes_at_once_are_all_spoken(stack: Stack) -> None:

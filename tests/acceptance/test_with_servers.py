@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import requests
@@ -19,14 +22,15 @@ SERVERS = ("--db", "postgres", "--s3", "embedded")
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    directory = tmp_path_factory.mktemp("servers")
-    for parent in (directory, *directory.parents[:2]):
-        parent.chmod(0o755)  # PostgreSQL is never root, even where we are
+def stack() -> Iterator[Stack]:
+    # not under `tmp_path`: PostgreSQL, which is not root even where we are, must reach it
+    directory = Path(tempfile.mkdtemp(prefix="notecast-"))
+    directory.chmod(0o711)
     stack = Stack(directory, OPTIONS, SERVERS)
     stack.start()
     yield stack
     stack.close()
+    shutil.rmtree(directory)
 
 
 @contextmanager

@@ -90,7 +90,16 @@ def hold(fence: int = 1, segments_done: int = 0) -> Held:
 
 
 def broadcast(log: MemoryLog, encoder: Encoder, held: Held, earlier: list[Spoken]) -> Broadcast:
-    return Broadcast(log, encoder, held, key="ses_a", title="T", lang="en", earlier=lambda: earlier)
+    return Broadcast(
+        log,
+        encoder,
+        held,
+        key="ses_a",
+        title="T",
+        lang="en",
+        first_seg=held.claim.segments_done,
+        earlier=lambda: earlier,
+    )
 
 
 def spoken(seg: int) -> Spoken:

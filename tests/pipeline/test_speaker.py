@@ -195,17 +195,22 @@ def test_a_draining_worker_claims_no_more_and_waits_for_its_episodes(house: Hous
     assert [one.state for one in house.all(models.episode)].count("queued") == 1
 
 
-def test_who_does_not_leave_in_time_loses_its_episode(house: House) -> None:
+def test_who_does_not_reach_the_end_of_its_sentence_in_time_is_interrupted(house: House) -> None:
     fill(house, 1)
-    seen: list[Held] = []
+    began, interrupted = threading.Event(), threading.Event()
+    with Engine(Tone(pace="paced", rtf=100)) as engine:
 
-    def stubborn(held: Held) -> None:
-        seen.append(held)
-        while not held.is_lost:
-            time.sleep(0.01)
+        def speak(held: Held) -> None:
+            speech = engine.submit(SpeechRequest((Turn("A sentence that takes minutes."),)))
+            held.watch(speech)
+            began.set()
+            with pytest.raises(EngineStopped):
+                list(speech)
+            if held.is_draining and not held.is_lost:
+                interrupted.set()
 
-    with at_work(house, stubborn) as speaker:
-        wait_until(lambda: bool(seen))
-        speaker.drain(0.1)
+        with at_work(house, speak) as speaker:
+            assert began.wait(20)
+            speaker.drain(0.1)
 
-    assert seen[0].is_lost
+    assert interrupted.is_set(), "it still owns the episode, so that it can hand it over"

@@ -1,4 +1,4 @@
-"""IndexTTS-2 as an engine backend: cloned voices, emotion, exact length, live streaming, many at once."""
+"""IndexTTS-2 as an engine backend: cloned voices, emotion, exact length, many live streams."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ class IndexTTS2(Backend):
         verbalise: says numbers and units; wetext by default.
 
     Raises:
-        ModelUnusable: the directory is incomplete or not version 2.0; the message says what to mend.
+        ModelUnusable: the directory is incomplete or not version 2.0; the message says what to
+            mend.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class IndexTTS2(Backend):
         request = utterance.request
 
         def next_task() -> Task | None:
-            # the plan is read sentence by sentence: a caller who replaces it is heard from the next on
+            # read sentence by sentence: a caller who replaces the plan is heard from the next on
             if state.next_seg >= len(utterance.plan.sentences):
                 return None
             try:
@@ -219,10 +220,10 @@ class IndexTTS2(Backend):
             return emotion.merge(features.base_emotion, other.own_emotion, asked.strength)
         if asked.text:
             if self._describer is None:
-                self._describer = emotion.Describer(self._qwen_dir(), self._model.placement.voice_device)
-            return emotion.apply(
-                self._model, features, emotion.limit(self._describer(asked.text))
-            )
+                self._describer = emotion.Describer(
+                    self._qwen_dir(), self._model.placement.voice_device
+                )
+            return emotion.apply(self._model, features, emotion.limit(self._describer(asked.text)))
         return features.own_emotion
 
     # from sound to chunks ---------------------------------------------------------------------
@@ -286,7 +287,7 @@ def _placement(device: str) -> Placement:
         raise BadRequest(f"device '{device}' is none of auto, cpu, cuda, cuda:N", field="device")
     if not torch.cuda.is_available():
         raise BadRequest(
-            f"device '{device}' was asked for, but this machine (or this build of torch) has no CUDA GPU",
+            f"device '{device}': this machine (or this build of torch) has no CUDA GPU",
             field="device",
         )
     best = Placement.best()

@@ -1,4 +1,5 @@
-"""CAMPPlus speaker encoder: 80-band fbank -> style vector of 192 (context-aware masking, dense TDNN).
+"""CAMPPlus speaker encoder: 80-band fbank -> style vector of 192 (context-aware masking, dense
+TDNN).
 
 Letters: B rows, T fbank frames (100 per second), C channels.
 """

@@ -1,17 +1,19 @@
 """Conditional flow matching: mel condition -> mel, by Euler steps of a diffusion transformer.
 
-Letters: R rows of a call (two per window: with and without condition), T frames of a window, P of them
-prompt, D model width, S steps.
+Letters: R rows of a call (two per window: with and without condition), T frames of a window, P of
+them prompt, D model width, S steps.
 
-What does not change within a window is computed once: the part of the merged input that comes from prompt,
-condition and style, and everything that depends on time alone (norm scales, WaveNet gates). Rows of one
-call may have different lengths and be at different times; each gives what it would give alone.
+What does not change within a window is computed once: the part of the merged input that comes from
+prompt, condition and style, and everything that depends on time alone (norm scales, WaveNet gates).
+Rows of one call may have different lengths and be at different times; each gives what it would give
+alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +76,7 @@ class _Attention(nn.Module):
         self.wo = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in self.wqkv(x).chunk(3, -1))
+        q, k, v = (torch.unflatten(p, -1, (self.heads, -1)) for p in self.wqkv(x).chunk(3, -1))
         q, k = _rotate(q, rotary), _rotate(k, rotary)  # (R, T, H, 64)
         mixed = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
@@ -92,7 +94,7 @@ def _rotary(frames: int, head: int, device: torch.device) -> Tensor:
 
 def _rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Rotate neighbouring pairs of the last dimension of (R, T, H, d) in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = torch.unflatten(x.float(), -1, (-1, 2)).unbind(-1)
     cos, sin = rotary[:, None].unbind(-1)  # (T, 1, d / 2)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
     return turned.flatten(-2).to(x.dtype)
@@ -143,7 +145,8 @@ class _Wrapped(nn.Module):
         self.conv.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv.conv(x)  # type: ignore[operator]  # a Conv1d
+        conv: Any = self.conv.conv
+        out: Tensor = conv(x)
         return out
 
 
@@ -165,9 +168,7 @@ class _WaveNet(nn.Module):
         """(R, W, T) and (R, 2 W layers) gates -> (R, W, T)."""
         total = torch.zeros_like(y)
         per_layer = gates[:, :, None].chunk(len(self.in_layers), 1)
-        for i, (inner, outer) in enumerate(
-            zip(self.in_layers, self.res_skip_layers, strict=True)
-        ):
+        for i, (inner, outer) in enumerate(zip(self.in_layers, self.res_skip_layers, strict=True)):
             a, b = (inner(shape.reflect(y, self.pad)) + per_layer[i]).chunk(2, 1)
             z = outer(a.tanh() * b.sigmoid())
             if i == len(self.in_layers) - 1:
@@ -182,7 +183,9 @@ class _Final(nn.Module):
     def __init__(self, cfg: S2MelConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(cfg.wavenet_width, cfg.wavenet_width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(cfg.width, 2 * cfg.wavenet_width))
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), nn.Linear(cfg.width, 2 * cfg.wavenet_width)
+        )
 
     def forward(self, u: Tensor, modulation: Tensor) -> Tensor:
         shift, scale = modulation[:, None].chunk(2, -1)
@@ -261,16 +264,15 @@ class Dit(nn.Module):
     def modulation(self, t: Tensor) -> Modulation:
         """Time-dependent parts for times (S,) in 0..1."""
         t1, t2 = self.t_embedder(t), self.t_embedder2(t)
+        layers: Iterable[Any] = self.transformer.layers
         norms = [
             norm.project_layer(t1)
-            for block in self.transformer.layers
+            for block in layers
             for norm in (block.attention_norm, block.ffn_norm)
         ]
         norms.append(self.transformer.norm.project_layer(t1))
         gates = self.wavenet.cond_layer(t2[:, :, None])[:, :, 0]
-        return Modulation(
-            torch.stack(norms, 1), gates, self.final_layer.adaLN_modulation(t1)
-        )
+        return Modulation(torch.stack(norms, 1), gates, self.final_layer.adaLN_modulation(t1))
 
     def constant(self, prompt: Tensor, condition: Tensor, style: Tensor) -> Tensor:
         """The part of the merged input that stays the same over all steps of a window.
@@ -283,8 +285,10 @@ class Dit(nn.Module):
         Returns:
             (R, T, D).
         """
-        parts = (MEL_BANDS, MEL_BANDS, self.cfg.width, STYLE_DIM)
-        _, for_prompt, for_condition, for_style = self.cond_x_merge_linear.weight.split(parts, 1)
+        parts = [MEL_BANDS, MEL_BANDS, self.cfg.width, STYLE_DIM]
+        _, for_prompt, for_condition, for_style = torch.split(
+            self.cond_x_merge_linear.weight, parts, 1
+        )
         merged = F.linear(prompt.transpose(1, 2), for_prompt, self.cond_x_merge_linear.bias)
         merged = merged + F.linear(self.cond_projection(condition), for_condition)
         return merged + F.linear(style, for_style)[:, None]
@@ -298,7 +302,8 @@ class Dit(nn.Module):
             x: (R, 80, T).
             constant: (R, T, D) from `constant`.
             modulation: one time per row.
-            lengths: real frames of each row; what lies beyond is ignored and its result meaningless.
+            lengths: real frames of each row; what lies beyond is ignored and its result
+                meaningless.
 
         Returns:
             (R, 80, T).
@@ -318,7 +323,8 @@ class Dit(nn.Module):
         rotary = _rotary(h.shape[1], self.cfg.width // self.cfg.heads, h.device)
         mask = shape.attention_mask
         skips: list[Tensor] = []
-        for i, block in enumerate(self.transformer.layers):
+        layers: Iterable[Any] = self.transformer.layers
+        for i, block in enumerate(layers):
             if i > half:
                 h = block.skip_in_linear(torch.cat([h, skips.pop()], -1))
             h = h + block.attention(block.attention_norm(h, norms[:, 2 * i]), rotary, mask)
@@ -384,7 +390,7 @@ class Window:
 
 
 class Solver:
-    """Moves windows along the flow; windows at different steps and of different lengths share a call."""
+    """Moves windows along the flow; they may be at different steps and of different lengths."""
 
     def __init__(self, dit: Dit) -> None:
         self.dit = dit
@@ -402,9 +408,7 @@ class Solver:
             return
         modulation = _stack([self._modulation(w) for w in windows for _ in range(2)])
         x = torch.stack([F.pad(w.x, (0, size - w.frames)) for w in windows for _ in range(2)])
-        constant = torch.cat(
-            [F.pad(w.constant, (0, 0, 0, size - w.frames)) for w in windows]
-        )
+        constant = torch.cat([F.pad(w.constant, (0, 0, 0, size - w.frames)) for w in windows])
         lengths = [w.frames for w in windows for _ in range(2)]
         velocity = self.dit(x, constant, modulation, lengths)
         for i, window in enumerate(windows):

@@ -1,4 +1,5 @@
-"""Semantic codec (MaskGCT): w2v-bert states -> codes and back to vectors. Encoder and quantiser only.
+"""Semantic codec (MaskGCT): w2v-bert states -> codes and back to vectors. Encoder and quantiser
+only.
 
 Letters: B rows, T frames (50 per second), N codes.
 """

@@ -1,12 +1,14 @@
 """Reference speech -> 32 speaker latents and one emotion vector (conformer, then perceiver).
 
-Letters: B rows, T semantic frames (50 per second), S frames after subsampling ((T - 1) // 2), D width of
-the conformer, H heads, L latents, G width of the GPT.
+Letters: B rows, T semantic frames (50 per second), S frames after subsampling ((T - 1) // 2), D
+width of the conformer, H heads, L latents, G width of the GPT.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ class _Subsample(nn.Module):
 
 
 class _Positions(nn.Module):
-    """The stored sinusoid table; published files hold rounded values, so it is loaded, never computed."""
+    """The stored sinusoid table: files may hold rounded values, so it is never computed."""
 
     pe: Tensor
 
@@ -46,7 +48,7 @@ class _Positions(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention with learnt content and position biases; positions are absolute, never shifted."""
+    """Self-attention with learnt content and position biases; positions are never shifted."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -60,9 +62,7 @@ class _Attention(nn.Module):
         self.pos_bias_v = nn.Parameter(torch.zeros(heads, width // heads))
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = (
-            self._split(layer(x)) for layer in (self.linear_q, self.linear_k, self.linear_v)
-        )
+        q, k, v = (self._split(layer(x)) for layer in (self.linear_q, self.linear_k, self.linear_v))
         p = self._split(self.linear_pos(positions))  # (1, H, S, d)
         content = (q + self.pos_bias_u[:, None]) @ k.transpose(-1, -2)
         position = (q + self.pos_bias_v[:, None]) @ p.transpose(-1, -2)
@@ -73,22 +73,20 @@ class _Attention(nn.Module):
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
 
 
 class _Convolution(nn.Module):
     """Gated depthwise convolution.
 
-    Frames beyond a row's length are zeroed after the gate, not before the first projection: its bias would
-    make them non-zero again and the depthwise kernel would carry them into real frames.
+    Frames beyond a row's length are zeroed after the gate, not before the first projection: its
+    bias would make them non-zero again and the depthwise kernel would carry them into real frames.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.pointwise_conv1 = nn.Conv1d(width, 2 * width, 1)
-        self.depthwise_conv = nn.Conv1d(
-            width, width, _KERNEL, padding=_KERNEL // 2, groups=width
-        )
+        self.depthwise_conv = nn.Conv1d(width, width, _KERNEL, padding=_KERNEL // 2, groups=width)
         self.norm = nn.LayerNorm(width, eps=_EPS)
         self.pointwise_conv2 = nn.Conv1d(width, width, 1)
 
@@ -183,7 +181,7 @@ class _Resample(nn.Module):
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, 64)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.heads, 64)).transpose(1, 2)
 
 
 class _GeluGate(nn.Module):
@@ -213,9 +211,7 @@ class Perceiver(nn.Module):
             nn.ModuleList(
                 [
                     _Resample(dim, cfg.heads),
-                    nn.Sequential(
-                        nn.Linear(dim, 2 * inner), _GeluGate(), nn.Linear(inner, dim)
-                    ),
+                    nn.Sequential(nn.Linear(dim, 2 * inner), _GeluGate(), nn.Linear(inner, dim)),
                 ]
             )
             for _ in range(2)
@@ -226,8 +222,8 @@ class Perceiver(nn.Module):
         """(B, S, D) states and (B, S) mask -> (B, latents, dim)."""
         context = self.proj_context(states)
         z = self.latents.expand(states.shape[0], -1, -1)
-        for layer in self.layers:
-            attend, feed = layer  # type: ignore[misc]  # a ModuleList of two
+        layers: Iterable[Any] = self.layers
+        for attend, feed in layers:
             z = z + attend(z, context, mask)
             z = z + feed(z)
         out: Tensor = self.norm(z)

@@ -1,8 +1,8 @@
 """Sizes of a release, read from its `config.yaml` and `bigvgan/config.json`, checked once.
 
-Only what inference needs is kept. Everything that the published 2.0 files fix (attention without relative
-shift, guidance, WaveNet head, ...) is code, so a file that asks for something else is refused here, with the
-key in the message, instead of being run wrongly.
+Only what inference needs is kept. Everything that the published 2.0 files fix (attention without
+relative shift, guidance, WaveNet head, ...) is code, so a file that asks for something else is
+refused here, with the key in the message, instead of being run wrongly.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Config:
     Attributes:
         files: names given in `config.yaml`, by key (`gpt_checkpoint`, ...).
         w2v_layer: number of w2v-bert layers whose output is used.
-        stop_bias: added to the stop logit; 0 for real weights, above for random ones, which never stop.
+        stop_bias: added to the stop logit; 0 for real weights, above for random ones, which never
+            stop.
     """
 
     gpt: GptConfig
@@ -134,7 +135,9 @@ def read_config(model_dir: Path, vocoder_config: Path) -> Config:
     path = model_dir / "config.yaml"
     for wanted in (path, vocoder_config):
         if not wanted.is_file():
-            raise FilesMissing(f"{wanted} is missing; see docs/indextts2.md for what the folder must hold")
+            raise FilesMissing(
+                f"{wanted} is missing; see docs/indextts2.md for what the folder must hold"
+            )
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(raw, Mapping):
         raise UnsupportedModel(f"{path} is not a YAML map")
@@ -153,7 +156,9 @@ def config_from(raw: Mapping[str, Any], vocoder: Mapping[str, Any]) -> Config:
         files["bpe_model"] = str(dataset["bpe_model"])
     rows = tuple(int(n) for n in raw.get("emo_num", EMOTION_ROWS))
     if len(rows) != 8:
-        raise UnsupportedModel(f"config.yaml: emo_num has {len(rows)} entries, 8 emotions are known")
+        raise UnsupportedModel(
+            f"config.yaml: emo_num has {len(rows)} entries, 8 emotions are known"
+        )
     width = gpt.int("model_dim")
     return Config(
         gpt=_gpt(gpt),
@@ -176,7 +181,7 @@ def _check_version(version: object) -> None:
     if str(version) != SUPPORTED_VERSION:
         raise UnsupportedModel(
             f"config.yaml is for IndexTTS version {version}; this engine runs version "
-            f"{SUPPORTED_VERSION} only (other versions have another code rate and speaker condition)."
+            f"{SUPPORTED_VERSION} only: others have another code rate and speaker condition."
         )
 
 
@@ -206,7 +211,8 @@ class _Section:
         for key, value in wanted.items():
             if key in self._values and self._values[key] != value:
                 raise UnsupportedModel(
-                    f"{self._name}: {key} is {self._values[key]!r}; this engine implements {value!r}"
+                    f"{self._name}: {key} is {self._values[key]!r}; "
+                    f"this engine implements {value!r}"
                 )
 
 
@@ -258,7 +264,10 @@ def _s2mel(section: _Section, latent_dim: int) -> S2MelConfig:
     wavenet = section.section("wavenet")
     section.section("style_encoder").must_be(dim=STYLE_DIM)
     regulator.must_be(
-        is_discrete=False, in_channels=SEMANTIC_DIM, sampling_ratios=[1, 1, 1, 1], f0_condition=False
+        is_discrete=False,
+        in_channels=SEMANTIC_DIM,
+        sampling_ratios=[1, 1, 1, 1],
+        f0_condition=False,
     )
     dit.must_be(
         in_channels=MEL_BANDS,
@@ -301,7 +310,9 @@ def _vocoder(section: _Section) -> VocoderConfig:
     for rate in rates:
         product *= rate
     if product != HOP:
-        raise UnsupportedModel(f"BigVGAN config.json: upsample_rates {list(rates)} do not make {HOP}")
+        raise UnsupportedModel(
+            f"BigVGAN config.json: upsample_rates {list(rates)} do not make {HOP}"
+        )
     return VocoderConfig(
         channels=section.int("upsample_initial_channel"),
         rates=rates,

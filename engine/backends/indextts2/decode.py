@@ -1,8 +1,8 @@
 """Codes and latents of many sequences at once: slots, one batched step, guards.
 
-A sequence never sees its neighbours: it has its own cache slot, settings, history and random numbers. In
-`exact` mode each row is also computed in a call of its own, so that its floating-point results are the same
-bits whatever runs beside it; on a GPU rows share calls.
+A sequence never sees its neighbours: it has its own cache slot, settings, history and random
+numbers. In `exact` mode each row is also computed in a call of its own, so that its floating-point
+results are the same bits whatever runs beside it; on a GPU rows share calls.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Decoder:
         model: the release.
         slots: readings in flight.
         exact: one row per call; the default on a CPU.
-        positions: `upstream` is for parity; its latents come from a second pass at the end, so nothing
-            can be heard before.
+        positions: `upstream` is for parity; its latents come from a second pass at the end, so
+            nothing can be heard before.
     """
 
     def __init__(
@@ -116,7 +116,9 @@ class Decoder:
         reading._logits, reading._latent = logits, latent
         seen = self._seen[reading._slot]
         seen.zero_()
-        seen[[1, self._cfg.start_mel]] = True  # ids that stand for the prefix in the trained history
+        seen[[1, self._cfg.start_mel]] = (
+            True  # ids that stand for the prefix in the trained history
+        )
         stream = philox(reading.seed, _CODES, reading.place[0] * _CANDIDATES + reading.place[1])
         reading._uniforms = torch.from_numpy(stream.random(self.most_codes)).float()
 
@@ -129,7 +131,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, readings: Sequence[Reading]) -> None:
-        """Draw one code for each reading that has not ended, and compute what the next draw needs."""
+        """Draw one code for each reading that goes on, and compute what the next draw needs."""
         going = [r for r in readings if r.ended is None]
         for group in [[r] for r in going] if self.exact else [going] if going else []:
             self._step(group)
@@ -155,7 +157,9 @@ class Decoder:
         device = self._model.device
         logits, latents = self._gpt.step(
             torch.tensor([r.codes[-1] for r in going], device=device),
-            torch.tensor([code_position(len(r.codes), self._positions) for r in going], device=device),
+            torch.tensor(
+                [code_position(len(r.codes), self._positions) for r in going], device=device
+            ),
             self.cache,
             [r._slot for r in going],
         )
@@ -176,9 +180,7 @@ class Decoder:
         slots = torch.tensor([r._slot for r in group], device=device)
         scores = penalise(logits, self._seen[slots], column("repetition_penalty"))
         heat = column("temperature")
-        chances, codes = keep(
-            scores, heat.clamp_min(1e-3), column("top_k").long(), column("top_p")
-        )
+        chances, codes = keep(scores, heat.clamp_min(1e-3), column("top_k").long(), column("top_p"))
         uniforms = torch.stack([_uniform(r) for r in group]).to(device)
         return draw(chances, codes, torch.where(heat > 0, uniforms, 0.0))
 

@@ -1,12 +1,14 @@
 """How long speech gets: natural, at a speed, or as long as wanted.
 
-The dependable means, in order: stretch mel frames (exact, any request), lead the stop code (before), take
-the best of several readings (offline). The weights' own duration embedding was never released.
+The dependable means, in order: stretch mel frames (exact, any request), lead the stop code
+(before), take the best of several readings (offline). The weights' own duration embedding was never
+released.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from engine.backends.indextts2.config import HOP, SAMPLE_RATE_HZ
 from engine.backends.indextts2.s2mel import FRAMES_PER_CODE
@@ -46,7 +48,7 @@ def share_frames(natural: Sequence[int], seconds: float) -> list[int]:
     for length in natural:
         done += length
         edges.append(max(edges[-1] + 1, round(total * done / weight)))
-    return [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    return [b - a for a, b in pairwise(edges)]
 
 
 def codes_for(frames: int) -> int:
@@ -57,8 +59,8 @@ def codes_for(frames: int) -> int:
 def stop_bias(k: int, wanted: int) -> float:
     """What is added to the stop logit at the k-th code when `wanted` are asked for.
 
-    Ends early readings later and late ones earlier; neutral between 0.8 and 1.2 of the way, so that the
-    model picks its own end there.
+    Ends early readings later and late ones earlier; neutral between 0.8 and 1.2 of the way, so that
+    the model picks its own end there.
     """
     progress = k / wanted
     if progress < 0.8:

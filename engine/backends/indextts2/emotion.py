@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def weaken(vector: Sequence[float], strength: float) -> Vector:
     return tuple(math.trunc(w * by * 10_000) / 10_000 for w in vector)
 
 
-def parse(emotion: str, manner: str, is_voice: Any) -> Emotion:
+def parse(emotion: str, manner: str, is_voice: Callable[[str], bool]) -> Emotion:
     """Read the controls of a turn.
 
     Args:
@@ -107,7 +107,8 @@ def parse(emotion: str, manner: str, is_voice: Any) -> Emotion:
     name, _, strength = manner.partition("@")
     if not is_voice(name):
         raise BadRequest(
-            f"manner '{manner}' is neither a preset ({', '.join(_PRESETS)}) nor a voice", field="manner"
+            f"manner '{manner}' is neither a preset ({', '.join(_PRESETS)}) nor a voice",
+            field="manner",
         )
     return Emotion(voice=name, strength=_number(strength) if strength else DEFAULT_STRENGTH)
 
@@ -116,7 +117,10 @@ def _vector_of(text: str) -> Vector | None:
     if text.startswith("["):
         numbers = [_number(n) for n in text.strip("[] ").split(",")]
         if len(numbers) != len(NAMES):
-            raise BadRequest(f"{len(numbers)} emotion weights; there are {len(NAMES)}: {', '.join(NAMES)}", field="emotion")
+            raise BadRequest(
+                f"{len(numbers)} emotion weights; there are {len(NAMES)}: {', '.join(NAMES)}",
+                field="emotion",
+            )
         return tuple(numbers)
     if _WEIGHTS.fullmatch(text):
         return _named({n.strip(): _number(v) for n, v in (p.split(":") for p in text.split(","))})
@@ -130,7 +134,9 @@ def _named(weights: Mapping[str, float]) -> Vector:
     for name, weight in weights.items():
         table = CHINESE if name in CHINESE else NAMES
         if name.lower() not in table:
-            raise BadRequest(f"no emotion is called '{name}'; there are: {', '.join(NAMES)}", field="emotion")
+            raise BadRequest(
+                f"no emotion is called '{name}'; there are: {', '.join(NAMES)}", field="emotion"
+            )
         vector[table.index(name.lower())] = weight
     return tuple(vector)
 
@@ -141,7 +147,9 @@ def _number(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= _MOST_SCORE:
-        raise BadRequest(f"emotion weight '{text.strip()}' is not between 0 and {_MOST_SCORE}", field="emotion")
+        raise BadRequest(
+            f"emotion weight '{text.strip()}' is not between 0 and {_MOST_SCORE}", field="emotion"
+        )
     return value
 
 
@@ -162,7 +170,7 @@ def nearest_rows(style: Tensor, speaker_rows: Tensor, counts: Sequence[int]) -> 
         Indices within each emotion's rows.
     """
     closeness = torch.nn.functional.cosine_similarity(style[None], speaker_rows, dim=-1)
-    return [int(part.argmax()) for part in closeness.split(list(counts))]
+    return [int(part.argmax()) for part in torch.split(closeness, list(counts))]
 
 
 def apply(model: Model, voice: VoiceFeatures, vector: Vector) -> Tensor:
@@ -171,7 +179,7 @@ def apply(model: Model, voice: VoiceFeatures, vector: Vector) -> Tensor:
     counts = model.config.emotion_rows
     picks = nearest_rows(voice.style.cpu(), speaker_rows, counts)
     rows = torch.stack(
-        [rows[i] for rows, i in zip(emotion_rows.split(list(counts)), picks, strict=True)]
+        [rows[i] for rows, i in zip(torch.split(emotion_rows, list(counts)), picks, strict=True)]
     )
     weights = torch.tensor(vector)
     asked = (weights[:, None] * rows).sum(0).to(voice.own_emotion)
@@ -197,7 +205,8 @@ class Describer:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        self._model = model.to(device)
 
     @staticmethod
     def check(folder: Path) -> None:
@@ -205,8 +214,8 @@ class Describer:
         if not (folder / "config.json").is_file():
             raise UnsupportedFeature(
                 f"emotion from a description needs the folder {folder.name} of the release in the "
-                "model directory; without it use a name or weights (happy:0.6, sad:0.2), or another "
-                "voice as manner",
+                "model directory; without it use a name or weights (happy:0.6, sad:0.2), or "
+                "another voice as manner",
                 field="emotion",
             )
 
@@ -252,7 +261,7 @@ def swap_gloom(text: str, scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def to_vector(scores: Mapping[str, float]) -> Vector:
-    """Scores by Chinese name -> eight weights, each limited to 0..1.2; calm when there is nothing."""
+    """Scores by Chinese name -> eight weights of 0..1.2; calm when there is nothing."""
     vector = [min(max(scores.get(name, 0.0), 0.0), _MOST_SCORE) for name in CHINESE]
     if not any(vector):
         vector[NAMES.index("calm")] = 1.0

@@ -21,7 +21,7 @@ class FilesMissing(ModelUnusable):
 
 
 class WeightsWrong(ModelUnusable):
-    """Tensors that inference needs are missing or have the wrong shape; the message names the keys."""
+    """Tensors that inference needs are missing or ill-shaped; the message names the keys."""
 
 
 class UnsupportedModel(ModelUnusable):

@@ -18,14 +18,16 @@ SEMANTIC_RATE_HZ = 16_000
 _N_FFT = 1024
 
 
-def resample(wave: Tensor, rate_hz: int, to_hz: int, *, width: int = 6, rolloff: float = 0.99) -> Tensor:
+def resample(
+    wave: Tensor, rate_hz: int, to_hz: int, *, width: int = 6, rolloff: float = 0.99
+) -> Tensor:
     """Change the sampling rate by Hann-windowed sinc interpolation.
 
     Args:
         wave: (..., N).
         rate_hz, to_hz: any whole rates.
-        width: zero crossings of the sinc to either side; 6 is what the model's 16 kHz features were made
-            with, files are read with more.
+        width: zero crossings of the sinc to either side; 6 is what the model's 16 kHz features were
+            made with, files are read with more.
         rolloff: cut-off as a share of the lower Nyquist rate.
 
     Returns:
@@ -91,7 +93,7 @@ def _triangles(edges: Tensor, bins: Tensor) -> Tensor:
 
 
 def kaldi_fbank(wave: Tensor) -> Tensor:
-    """(N,) samples at 16 kHz in -1..1 -> (T, 80) log filterbank, 100 frames per second, no dither."""
+    """(N,) samples at 16 kHz in -1..1 -> (T, 80) log filterbank, 100 frames per second."""
     frame, hop, n_fft = 400, 160, 512
     if len(wave) < frame:
         raise ValueError(f"{len(wave)} samples are less than one frame of {frame}")
@@ -100,7 +102,7 @@ def kaldi_fbank(wave: Tensor) -> Tensor:
     before = F.pad(frames[:, None], (1, 0), mode="replicate")[:, 0, :-1]
     window = torch.hann_window(frame, periodic=False, device=wave.device).pow(0.85)
     spectrum = torch.fft.rfft((frames - 0.97 * before) * window, n_fft).abs().square()
-    energies = spectrum[:, : n_fft // 2] @ _kaldi_bank().to(wave).T
+    energies: Tensor = spectrum[:, : n_fft // 2] @ _kaldi_bank().to(wave).T
     return energies.clamp_min(torch.finfo(torch.float32).eps).log()
 
 

@@ -1,9 +1,10 @@
 """Text and conditioning -> codes and latents: a GPT-2 style transformer with a slotted KV cache.
 
-Letters: B rows, L text ids, K positions of one call, C cached positions, D model width, H heads, V codes.
+Letters: B rows, L text ids, K positions of one call, C cached positions, D model width, H heads, V
+codes.
 
-The sequence is: 32 speaker latents plus emotion, two duration slots, start, text, stop, then the start code
-and the codes. All linear layers are stored [in, out] in the file and transposed at load.
+The sequence is: 32 speaker latents plus emotion, two duration slots, start, text, stop, then the
+start code and the codes. All linear layers are stored [in, out] in the file and transposed at load.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ SLOT_COUNT = 2  # duration slots between conditioning and text
 class KvCache:
     """Keys and values of every slot: (layers, 2, slots, H, positions, 64).
 
-    A slot belongs to one sequence from prefill to its last code; what an earlier sequence left behind
-    `lengths` is never read.
+    A slot belongs to one sequence from prefill to its last code; what an earlier sequence left
+    behind `lengths` is never read.
     """
 
     def __init__(
@@ -94,9 +95,7 @@ def _cached_attention(q: Tensor, k: Tensor, v: Tensor, place: _Place, layer: int
     keys, values = stored[:, place.slots, :, : place.visible].unbind(0)
     columns = torch.arange(place.visible, device=q.device)
     mask = columns <= at[:, None, :, None]  # (B, 1, K, C)
-    return F.scaled_dot_product_attention(
-        q, keys.to(q.dtype), values.to(q.dtype), attn_mask=mask
-    )
+    return F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), attn_mask=mask)
 
 
 class _Mlp(nn.Module):
@@ -187,8 +186,8 @@ class Gpt(nn.Module):
         Args:
             latents: (32, D) speaker latents.
             emotion: (D,) emotion vector, added to each of them.
-            text: piece ids; ids equal to the start or stop mark are dropped, in this pass and in every
-                other, so that prefix and latents always belong together.
+            text: piece ids; ids equal to the start or stop mark are dropped, in this pass and in
+                every other, so that prefix and latents always belong together.
 
         Returns:
             (34 + 2 + len(text), D).
@@ -221,9 +220,7 @@ class Gpt(nn.Module):
         Returns:
             (N, D): row i is the normed output at the input before code i.
         """
-        ends = [
-            codes.new_tensor([mark]) for mark in (self.cfg.start_mel, self.cfg.stop_mel)
-        ]
+        ends = [codes.new_tensor([mark]) for mark in (self.cfg.start_mel, self.cfg.stop_mel)]
         sequence = torch.cat([ends[0], codes, ends[1]])
         positions = torch.arange(len(sequence), device=codes.device)
         x = torch.cat([prefix, self.code_embeddings(sequence, positions)])[None]
@@ -283,8 +280,8 @@ class Gpt(nn.Module):
 def code_position(k: int, positions: Positions) -> int:
     """Index into the position table of the k-th generated code (k from 1); the start code has 0.
 
-    `aligned` is the layout the model was trained with, so the hidden states of decoding are the latents
-    that the mel stage needs. `upstream` repeats a slip of the reference's decoder, which skips index 1; it
-    is there for parity tests.
+    `aligned` is the layout the model was trained with, so the hidden states of decoding are the
+    latents that the mel stage needs. `upstream` repeats a slip of the reference's decoder, which
+    skips index 1; it is there for parity tests.
     """
     return k if positions == "aligned" else k + 1

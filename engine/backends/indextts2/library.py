@@ -1,7 +1,7 @@
 """Cloned voices on disk: a clip, who agreed to it, and nothing a model has to run for.
 
-One folder per voice holds `clip.wav` (or the format it came in) and `voice.json`. A voice is added only
-with consent: zero-shot cloning makes any other default a tool for fraud.
+One folder per voice holds `clip.wav` (or the format it came in) and `voice.json`. A voice is added
+only with consent: zero-shot cloning makes any other default a tool for fraud.
 """
 
 from __future__ import annotations
@@ -114,11 +114,13 @@ class VoiceLibrary:
         """Check a clip and take it into the library.
 
         Raises:
-            BadRequest: a bad name, the name is taken, or the clip is unusable; says why and what helps.
+            BadRequest: a bad name, the name is taken, or the clip is unusable; says why and what
+                helps.
         """
         if not _NAME.fullmatch(name):
             raise BadRequest(
-                f"'{name}' is no voice name: lower-case letters, digits, - and _, at most 64", field="name"
+                f"'{name}' is no voice name: lower-case letters, digits, - and _, at most 64",
+                field="name",
             )
         if (self.folder / name).exists():
             raise BadRequest(f"a voice '{name}' exists already; remove it first", field="name")
@@ -194,7 +196,8 @@ def check_clip(wave: Wave, rate_hz: int) -> float:
     clipped = float((np.abs(wave) >= 0.999).mean())
     if loudest_db < _QUIET_DBFS:
         raise BadRequest(
-            f"the clip is too quiet ({loudest_db:.0f} dBFS); record closer to the microphone", field="clip"
+            f"the clip is too quiet ({loudest_db:.0f} dBFS); record closer to the microphone",
+            field="clip",
         )
     if clipped > _CLIPPED_SHARE:
         raise BadRequest(
@@ -202,7 +205,8 @@ def check_clip(wave: Wave, rate_hz: int) -> float:
         )
     if not SHORTEST_S <= speech_s <= LONGEST_S:
         raise BadRequest(
-            f"the clip holds {speech_s:.1f} s of speech; {SHORTEST_S:.0f} to {LONGEST_S:.0f} s are needed "
+            f"the clip holds {speech_s:.1f} s of speech; "
+            f"{SHORTEST_S:.0f} to {LONGEST_S:.0f} s are needed "
             "(5 to 15 s of one speaker without music work best)",
             field="clip",
         )

@@ -48,10 +48,12 @@ class Placement:
 
 
 class Model:
-    """The synthesis path of a release; what only new voices need is loaded by `voice.VoiceFrontEnd`.
+    """The synthesis path of a release; what only new voices need is loaded by
+    `voice.VoiceFrontEnd`.
 
     Raises:
-        ModelUnusable: files are missing, tensors are missing or ill-shaped, or the version is not 2.0.
+        ModelUnusable: files are missing, tensors are missing or ill-shaped, or the version is not
+            2.0.
     """
 
     def __init__(self, model_dir: Path, placement: Placement | None = None) -> None:

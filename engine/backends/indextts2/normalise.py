@@ -1,8 +1,8 @@
 """Written text -> what the tokenizer takes, in the order the model was trained with.
 
-The order of the rules is part of the model's interface: change it, and the same text gives other pieces. Two
-modes: `parity` follows the reference rule by rule (with any verbaliser), `natural` resolves readings first
-and never lets a digit or an empty text through.
+The order of the rules is part of the model's interface: change it, and the same text gives other
+pieces. Two modes: `parity` follows the reference rule by rule (with any verbaliser), `natural`
+resolves readings first and never lets a digit or an empty text through.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MARKS = {
     "……": "…",
     ",,,": "…",
     "，，，": "…",
-    **dict.fromkeys("“”\"‘’（）()《》【】[]「」", "'"),
+    **dict.fromkeys('“”"‘’（）()《》【】[]「」', "'"),
     **dict.fromkeys("—～~", "-"),
     ":": ",",
 }
@@ -81,7 +81,8 @@ class Normalised:
 
 
 def choose_lang(text: str, *, pinyin_counts: bool = True) -> Lang:
-    """Chinese if there is an ideograph, no Latin letter, a pinyin token, or it is an e-mail address.
+    """Chinese if there is an ideograph, no Latin letter, a pinyin token, or it is an e-mail
+    address.
 
     `pinyin_counts` is the reference's rule; it takes `v2` for a syllable.
     """
@@ -246,5 +247,7 @@ def read_glossary(path: Path) -> Glossary:
         for value in raw.values()
     )
     if not is_good:
-        raise ModelUnusable(f"{path}: a glossary maps each term to a reading, or to zh and en readings")
+        raise ModelUnusable(
+            f"{path}: a glossary maps each term to a reading, or to zh and en readings"
+        )
     return {str(term): value for term, value in raw.items()}

@@ -1,8 +1,8 @@
 """Readings that writers put into a text, turned into the pinyin tokens the model knows.
 
-Understood, all meaning the same: `之前你做DE5好` (in place of the character), `重(chóng)新` or `重（chong2）新`
-(after it), `行[hang2]`, and `<行|HANG2>`. The vocabulary has no token for some valid syllables, so every reading
-is checked against it.
+Understood, all meaning the same: `之前你做DE5好` (in place of the character), `重(chóng)新` or
+`重（chong2）新` (after it), `行[hang2]`, `<行|HANG2>`. The vocabulary has no token for some valid
+syllables, so every reading is checked against it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A request -> sentences with everything decided: pieces, pauses, emotion, length. No model needed."""
+"""A request -> sentences with everything decided: pieces, pauses, emotion, length."""
 
 from __future__ import annotations
 
@@ -95,9 +95,7 @@ class Planner:
             sentences = _fitted(sentences, request.target_s, request.force, warnings)
         return Plan(tuple(sentences), _degraded(request.turns), tuple(warnings))
 
-    def _turn(
-        self, number: int, turn: Turn, warnings: dict[str, None]
-    ) -> Iterator[Sentence]:
+    def _turn(self, number: int, turn: Turn, warnings: dict[str, None]) -> Iterator[Sentence]:
         lang = _lang(turn.lang)
         feeling = emotion.parse(turn.controls.emotion, turn.controls.manner, self._is_voice)
         if feeling.text:
@@ -106,7 +104,9 @@ class Planner:
         pause_ms = turn.pause_before_ms
         for stretch in _stretches(turn.text):
             pause_ms = max(pause_ms, stretch.pause_ms)
-            for span in natural(stretch.text, lambda t: len(self._read(t, lang)[1].ids), self._limit):
+            for span in natural(
+                stretch.text, lambda t: len(self._read(t, lang)[1].ids), self._limit
+            ):
                 normalised, tokens = self._read(span.text, lang)
                 warnings.update(dict.fromkeys(normalised.warnings))
                 lost = sorted({p.strip("\u2581") for p in tokens.unknown} - {""})
@@ -141,7 +141,7 @@ def _lang(lang: str) -> Lang | None:
     short = lang.lower().partition("-")[0]
     if short not in _LANGS:
         raise UnsupportedLanguage(
-            f"IndexTTS-2 reads Chinese and English, not '{lang}'; the engine kokoro reads more languages",
+            f"IndexTTS-2 reads Chinese and English, not '{lang}'; the engine kokoro reads more",
             field="lang",
         )
     return "zh" if short == "zh" else "en"
@@ -180,13 +180,16 @@ def _fitted(
     low, high = duration.ACCEPTED
     if speech_s <= 0 or not (force or low <= ratio <= high):
         raise BadRequest(
-            f"{target_s:.1f} s is {ratio:.2f} times the natural length of this text; {low} to {high} times "
-            f"({pauses_s + low * natural_s:.1f} to {pauses_s + high * natural_s:.1f} s) can be spoken, "
+            f"{target_s:.1f} s is {ratio:.2f} times the natural length of this text; "
+            f"{low} to {high} times can be spoken "
+            f"({pauses_s + low * natural_s:.1f} to {pauses_s + high * natural_s:.1f} s), "
             "others only with force",
             field="target_s",
         )
     if not duration.SENSIBLE[0] <= ratio <= duration.SENSIBLE[1]:
-        warnings[f"the wanted length is about {ratio:.2f} times the natural one; it may sound unnatural"] = None
+        warnings[
+            f"the wanted length is about {ratio:.2f} times the natural one; it may sound unnatural"
+        ] = None
     shares = duration.share_frames([s.estimated_ms for s in sentences], speech_s)
     fitted = []
     for sentence, frames in zip(sentences, shares, strict=True):
@@ -218,7 +221,7 @@ def check_voice_name(name: str) -> None:
     """
     if ":" in name or "," in name:
         raise UnsupportedFeature(
-            f"'{name}' is a blend; IndexTTS-2 speaks in one voice at a time (the engine kokoro blends)",
+            f"'{name}' is a blend; IndexTTS-2 speaks in one voice (the engine kokoro blends)",
             field="voice",
         )
 

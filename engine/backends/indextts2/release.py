@@ -1,7 +1,7 @@
 """Where each file of a release lies under the operator's model directory, and who publishes it.
 
-Nothing is downloaded, here or anywhere in this package: the weights have their own licences, which the
-operator accepts when fetching them.
+Nothing is downloaded, here or anywhere in this package: the weights have their own licences, which
+the operator accepts when fetching them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ RELEASE = (
         _INDEX,
         optional="emotion from a text description",
     ),
-    ReleaseFile("glossary", ("glossary.yaml",), "your own", optional="fixed readings of your terms"),
+    ReleaseFile(
+        "glossary", ("glossary.yaml",), "your own", optional="fixed readings of your terms"
+    ),
 )
 _BY_NAME = {file.name: file for file in RELEASE}
 
@@ -103,7 +105,7 @@ def find_optional(model_dir: Path, name: str) -> Path | None:
 
 
 def missing_files(model_dir: Path, *, optional: bool = False) -> list[ReleaseFile]:
-    """Files of the release that are not there; with `optional`, those that only switch a feature off."""
+    """Files that are not there; with `optional`, those that only switch a feature off."""
     return [
         file
         for file in RELEASE
@@ -112,7 +114,7 @@ def missing_files(model_dir: Path, *, optional: bool = False) -> list[ReleaseFil
 
 
 def check_files(model_dir: Path) -> None:
-    """Raise FilesMissing, naming every missing file and its publisher, unless the release is complete."""
+    """Raise FilesMissing, naming files and publishers, unless the release is complete."""
     if not model_dir.is_dir():
         raise FilesMissing(f"--model-dir {model_dir} is not a folder")
     missing = missing_files(model_dir)

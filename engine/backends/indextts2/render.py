@@ -1,9 +1,10 @@
 """Codes and latents of one sentence -> samples at 22,050 Hz, whole or while it is still decoded.
 
-Live: codes are rendered in growing chunks. Each chunk is a flow-matching window whose prompt is a short
-reference followed by the mel already emitted, so mel continues by construction; a few codes of lookahead
-give the vocoder right context and are made again in the next chunk. The vocoder sees true left context, and
-the last two frames of a chunk are rendered again with true right context and cross-faded.
+Live: codes are rendered in growing chunks. Each chunk is a flow-matching window whose prompt is a
+short reference followed by the mel already emitted, so mel continues by construction; a few codes
+of lookahead give the vocoder right context and are made again in the next chunk. The vocoder sees
+true left context, and the last two frames of a chunk are rendered again with true right context and
+cross-faded.
 
 Letters: N codes, F frames, T frames of a window.
 """
@@ -44,8 +45,8 @@ class Plan:
     """How a sentence is rendered.
 
     Attributes:
-        live: in chunks, with the short prompt and a frame mapping that never changes; else whole, with
-            the full prompt and the reference's mapping.
+        live: in chunks, with the short prompt and a frame mapping that never changes; else whole,
+            with the full prompt and the reference's mapping.
         ratio: length against the natural one.
         frames: exact length instead; not for live ones, whose natural length is not known.
         steps: Euler steps per window.
@@ -95,7 +96,12 @@ class SentenceRenderer:
 
     @torch.inference_mode()
     def window(
-        self, codes: Sequence[int], latents: Sequence[Tensor], ended: bool, *, chunk: int | None = None
+        self,
+        codes: Sequence[int],
+        latents: Sequence[Tensor],
+        ended: bool,
+        *,
+        chunk: int | None = None,
     ) -> Window:
         """The next window; `is_ready` must hold.
 
@@ -105,13 +111,13 @@ class SentenceRenderer:
             chunk: codes to render; by the schedule if None. What is too little for a chunk and its
                 lookahead at the end is rendered with it.
         """
-        self._extend(codes, latents)
         count = len(codes)
         end = self.done_codes + (chunk or self.chunk)
         # whether the end is known already depends on who else was served: it must not decide
         self._final = ended and (not self._plan.live or count < end + self._plan.lookahead)
         self._end_code = count if self._final else end
         seen = count if self._final else end + self._plan.lookahead
+        self._extend(codes[:seen], latents[:seen])  # no more: how many go in one call is heard
         emitted, frames = self._mel.shape[1], self._frames(seen)
         context = min(MEL_CONTEXT, emitted)
         condition = self._condition(seen, emitted - context, frames)
@@ -174,13 +180,14 @@ class SentenceRenderer:
         """(last - first, C) condition of frames [first, last)."""
         regulator, semantic = self._model.regulator, self._semantic[None, :codes]
         if not self._plan.live:
-            return regulator(semantic, last)[0]
+            whole: Tensor = regulator(semantic, last)
+            return whole[0]
         start = 0 if first == 0 else min(first, max(0, last - REGULATED))
         index = source_codes(start, last, codes, self._plan.ratio)
         return regulator.mapped(semantic, index)[0, first - start :]
 
     def _noise(self, first: int, last: int) -> Tensor:
-        """(80, last - first) noise of absolute frames, the same in every window that contains them."""
+        """(80, last - first) noise of absolute frames, the same in every window they are in."""
         blocks = [
             philox(self._seed, _NOISE, self._number, block).standard_normal(
                 (_NOISE_BLOCK, MEL_BANDS), dtype=np.float32
@@ -220,9 +227,9 @@ def _raised_cosine(samples: int) -> Samples:
 def hiss_start(mel: npt.NDArray[np.float32]) -> int | None:
     """First frame of a breath of noise at the end of a sentence, or None.
 
-    A few surplus codes before the stop code sound as 35 to 170 ms of hiss: the last frames have more
-    energy in the upper bands than in the lower, and a dip stands before them. Consonants at the end of a
-    word have no dip.
+    A few surplus codes before the stop code sound as 35 to 170 ms of hiss: the last frames have
+    more energy in the upper bands than in the lower, and a dip stands before them. Consonants at
+    the end of a word have no dip.
 
     Args:
         mel: (80, F) log-mel of the end of a sentence.

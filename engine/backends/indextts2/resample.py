@@ -32,8 +32,8 @@ _KERNELS = _kernels()
 class StreamResampler:
     """Resamples one sentence; the same samples come out however the input is cut.
 
-    Every output sample is one dot product with the input around it, so a piece is held back only as far as
-    the filter reaches ahead (1.5 ms).
+    Every output sample is one dot product with the input around it, so a piece is held back only as
+    far as the filter reaches ahead (1.5 ms).
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class StreamResampler:
         self._made = end
         spent = max(0, end * _DOWN // _UP - self._taken)
         self._held, self._taken = self._held[spent:], self._taken + spent
-        return out.astype(np.float32)
+        return np.asarray(out, dtype=np.float32)
 
 
 def to_pcm(wave: Samples) -> npt.NDArray[np.int16]:

@@ -26,8 +26,8 @@ def frame_count(codes: int, ratio: float = 1.0) -> int:
 def source_codes(first: int, last: int, codes: int, ratio: float = 1.0) -> Tensor:
     """Index of the code behind each of frames [first, last), by a mapping that never changes.
 
-    The reference's own mapping depends on the final number of codes, which a stream does not know; this
-    one differs from it by at most one code.
+    The reference's own mapping depends on the final number of codes, which a stream does not know;
+    this one differs from it by at most one code.
     """
     frames = torch.arange(first, last)
     if ratio == 1.0:
@@ -40,8 +40,8 @@ def source_codes(first: int, last: int, codes: int, ratio: float = 1.0) -> Tenso
 class LengthRegulator(nn.Module):
     """Stretch semantic vectors to mel frames and smooth them.
 
-    The group norms take their statistics over all frames, so a call on a prefix differs slightly from the
-    same frames of a call on the whole.
+    The group norms take their statistics over all frames, so a call on a prefix differs slightly
+    from the same frames of a call on the whole.
     """
 
     def __init__(self, cfg: S2MelConfig) -> None:
@@ -54,7 +54,7 @@ class LengthRegulator(nn.Module):
         self.model = nn.Sequential(*layers, nn.Conv1d(cfg.content, cfg.content, 1))
 
     def forward(self, semantic: Tensor, frames: int) -> Tensor:
-        """(B, N, 1024) -> (B, F, C), by the reference's mapping (nearest neighbour of the whole)."""
+        """(B, N, 1024) -> (B, F, C), by the reference's mapping (nearest neighbour)."""
         content = self.content_in_proj(semantic).transpose(1, 2)  # (B, C, N)
         return self._smooth(F.interpolate(content, size=frames, mode="nearest"))
 

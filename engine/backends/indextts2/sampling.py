@@ -1,7 +1,7 @@
 """From logits to a code: repetition penalty, temperature, top-k, top-p, one draw per row.
 
-Letters: B rows, V codes. Every row carries its own settings and its own random numbers, so what is drawn
-for it never depends on the other rows.
+Letters: B rows, V codes. Every row carries its own settings and its own random numbers, so what is
+drawn for it never depends on the other rows.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def keep(
         at_least: codes that stay whatever top-k and top-p say.
 
     Returns:
-        (B, K) probabilities in falling order, 0 for codes that are out, and (B, K) their codes; K is the
-        largest top_k.
+        (B, K) probabilities in falling order, 0 for codes that are out, and (B, K) their codes; K
+        is the largest top_k.
     """
     widest = min(max(int(top_k.max()), at_least), scores.shape[-1])
     values, codes = (scores / temperature[:, None]).topk(widest, dim=-1)

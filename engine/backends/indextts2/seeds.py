@@ -1,7 +1,7 @@
 """Random weights and inputs that depend only on (seed, key, shape).
 
-Any implementation that names its tensors as the published files do gets the same values bit for bit, so a
-parity fixture stores outputs only. Pure numpy.
+Any implementation that names its tensors as the published files do gets the same values bit for
+bit, so a parity fixture stores outputs only. Pure numpy.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def weight(seed: int, key: str, shape: Sequence[int]) -> FloatArray:
         return (0.5 * x).astype(np.float32)
     stored_in_out = ".attn.c_" in key or ".mlp.c_" in key
     fan_in = shape[0] if stored_in_out else int(np.prod(shape[1:]))
-    return (x / np.sqrt(fan_in)).astype(np.float32)
+    return np.asarray(x / np.sqrt(fan_in), dtype=np.float32)
 
 
 def normal_input(seed: int, name: str, shape: Sequence[int], scale: float = 1.0) -> FloatArray:

@@ -1,8 +1,9 @@
 """Cutting text into what is synthesised at once.
 
-Two policies. `upstream` repeats the reference's procedure on pieces, slips included, for parity. `natural`,
-the default, works on the source text, so that captions keep their words: whole sentences, none too short to
-sound like speech, none longer than the model holds, never a cut inside a word.
+Two policies. `upstream` repeats the reference's procedure on pieces, slips included, for parity.
+`natural`, the default, works on the source text, so that captions keep their words: whole
+sentences, none too short to sound like speech, none longer than the model holds, never a cut inside
+a word.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def natural(text: str, measure: Callable[[str], int], limit: int = LIMIT) -> lis
         limit: pieces in a span.
 
     Returns:
-        Spans in order. A stretch of few characters joins a neighbour on the same line where both fit.
+        Spans in order. A stretch of few characters joins a neighbour on the same line where both
+        fit.
     """
     spans: list[Span] = []
     for sentence in split_sentences(text):
@@ -94,9 +96,7 @@ def _letters(text: str) -> int:
     return sum(char.isalnum() for char in text)
 
 
-def _fitting(
-    text: str, span: Span, measure: Callable[[str], int], limit: int
-) -> Iterator[Span]:
+def _fitting(text: str, span: Span, measure: Callable[[str], int], limit: int) -> Iterator[Span]:
     if measure(span.text) <= limit or len(span.text) < 2:
         yield span
         return

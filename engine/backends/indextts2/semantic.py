@@ -1,4 +1,4 @@
-"""w2v-bert: samples -> semantic states, 50 per second (the library's model, cut to the layers used)."""
+"""w2v-bert: samples -> semantic states, 50 per second (the library's, cut to the layers used)."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ class SemanticEncoder:
         settings.num_hidden_layers = layer
         self.device = torch.device(model.placement.voice_device)
         self.extract = SeamlessM4TFeatureExtractor.from_pretrained(settings_path.parent)
-        self.net: Any = model.part(
-            "w2v", lambda: Wav2Vec2BertModel(settings), weights.folded_state
-        ).to(self.device)
+        net: Any = model.part("w2v", lambda: Wav2Vec2BertModel(settings), weights.folded_state)
+        self.net = net.to(self.device)
         self.mean, self.std = (s.to(self.device) for s in _statistics(model.dir))
 
     def features(self, wave: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) samples at 16 kHz -> (1, T, 160) stacked filterbank and (1, T) mask."""
-        batch = self.extract(wave.cpu().numpy(), sampling_rate=SEMANTIC_RATE_HZ, return_tensors="pt")
+        batch = self.extract(
+            wave.cpu().numpy(), sampling_rate=SEMANTIC_RATE_HZ, return_tensors="pt"
+        )
         return batch["input_features"], batch["attention_mask"]
 
     def states(self, features: Tensor, mask: Tensor) -> Tensor:
         """Filterbank and mask -> (1, T, 1024) raw states of the last layer that is used."""
-        out = self.net(
-            input_features=features.to(self.device), attention_mask=mask.to(self.device)
-        )
+        out = self.net(input_features=features.to(self.device), attention_mask=mask.to(self.device))
         states: Tensor = out.last_hidden_state
         return states
 

@@ -1,9 +1,11 @@
-"""Many streams on one model: who decodes, which window moves, what is ready. One thread calls `tick`.
+"""Many streams on one model: who decodes, which window moves, what is ready. One thread calls
+`tick`.
 
-A tick admits what fits, draws a few codes for every reading that is not too far ahead of its renderer, and
-makes one flow-matching step for the most urgent window and all that share its size. Streams come in order of
-urgency (the engine puts the shortest runway first), so the earliest deadline is served first, a new arrival
-waits one tick, and a cancelled stream is gone before the next.
+A tick admits what fits, draws a few codes for every reading that is not too far ahead of its
+renderer, and makes one flow-matching step for the most urgent window and all that share its size.
+Streams come in order of urgency (the engine puts the shortest runway first), so the earliest
+deadline is served first, a new arrival waits one tick, and a cancelled stream is gone before the
+next.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ class Stream:
     """One request in flight.
 
     Args:
-        next_task: gives the next sentence, None when there is no more; called when its decoding may begin.
+        next_task: gives the next sentence, None when there is no more; called when its decoding may
+        begin.
         seed: of the request.
         live: somebody listens.
     """
@@ -109,7 +112,7 @@ class Stream:
         return self._made / SAMPLE_RATE_HZ - (now - self._first_sound_at)
 
     def begin_next(self) -> None:
-        """Start the next sentence when the last one's decoding is over; at most one is prepared ahead."""
+        """Start the next sentence when the last one is decoded; at most one is prepared ahead."""
         is_free = not self._speeches or (len(self._speeches) == 1 and self._speeches[0].is_decoded)
         if not (self._has_more and is_free):
             return
@@ -211,8 +214,8 @@ class Synthesiser:
         slots: readings in flight.
         exact: never share a floating-point call between streams, so that a request's samples do not
             depend on its neighbours (the default on a CPU).
-        adaptive: choose chunk sizes by the listener's runway instead of the fixed schedule (the default
-            on a GPU); sound then depends on load in where its chunks join.
+        adaptive: choose chunk sizes by the listener's runway instead of the fixed schedule (the
+            default on a GPU); sound then depends on load in where its chunks join.
         rows: windows in one call.
         prefill_positions: text positions read per tick.
         decode_steps: codes drawn per reading per tick.
@@ -284,7 +287,9 @@ class Synthesiser:
         going = [
             (stream, speech)
             for stream, speech in group
-            if speech is not None and speech.reading is not None and not self._is_ahead(stream, speech)
+            if speech is not None
+            and speech.reading is not None
+            and not self._is_ahead(stream, speech)
         ]
         self.decoder.step([sp.reading for _, sp in going if sp.reading is not None])
         for _, speech in going:
@@ -293,13 +298,15 @@ class Synthesiser:
         return bool(going)
 
     def _is_ahead(self, stream: Stream, speech: _Speech) -> bool:
-        """Far enough before its renderer: more would be wasted on a cancel, and others need the turn."""
+        """Far enough before its renderer: a cancel would waste more, and others need the turn."""
         assert speech.reading is not None
         if not stream.live:
             return False
         done, chunk = 0, speech.task.plan.schedule[0]
         if speech.renderer is not None:
             done, chunk = speech.renderer.done_codes, speech.renderer.chunk
+        if self.adaptive:  # any chunk of the schedule may be wanted
+            chunk = max(speech.task.plan.schedule)
         if speech.window is not None:
             done += chunk
         return len(speech.reading.codes) >= done + _AHEAD * chunk + speech.task.plan.lookahead
@@ -324,7 +331,7 @@ class Synthesiser:
                 )
 
     def _chunk(self, stream: Stream, renderer: SentenceRenderer) -> int | None:
-        """The largest chunk that is ready before the listener runs dry; the schedule's when none is."""
+        """The largest chunk that is ready before the listener runs dry, or the schedule's."""
         runway_s = stream.runway_s(self._clock())
         cost = self.load.cost
         for codes in sorted(renderer._plan.schedule, reverse=True):
@@ -334,7 +341,7 @@ class Synthesiser:
         return renderer.chunk
 
     def _render(self, streams: Sequence[Stream]) -> int:
-        """One step of the most urgent window and those that share its call; returns samples made."""
+        """One step of the most urgent window and of those in its call; returns samples made."""
         waiting = [
             (stream, speech.window)
             for stream in streams
@@ -370,7 +377,7 @@ class Load:
 
     @property
     def cost(self) -> float:
-        """Seconds of device per second of sound, averaged over recent sound; 0 before there is any."""
+        """Seconds of device per second of recent sound; 0 before there is any."""
         return self._busy_s / self._sound_s if self._sound_s else 0.0
 
     def spent(self, busy_s: float, sound_s: float) -> None:

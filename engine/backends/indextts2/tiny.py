@@ -1,9 +1,10 @@
-"""A complete release with random weights, small enough for tests: `python -m ...indextts2.tiny OUT`.
+"""A complete release with random weights, small enough for tests: `python -m ...indextts2.tiny
+OUT`.
 
-Every file has the published format and key names, every module is there, and every value follows the seed
-rule (`seeds.py`); only the sizes are small (or not: `--full`). What real weights know and random ones do not (when to stop) is
-set in the `notecast` section of `config.yaml`, so that no tensor breaks the rule. Speech from it is noise
-of the right shape.
+Every file has the published format and key names, every module is there, and every value follows
+the seed rule (`seeds.py`); only the sizes are small (or not: `--full`). What real weights know and
+random ones do not (when to stop) is set in the `notecast` section of `config.yaml`, so that no
+tensor breaks the rule. Speech from it is noise of the right shape.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Sizes:
 
     Attributes:
         gpt, codec: sections of `config.yaml`.
-        width, heads, depth, waves: of the mel stage; condition, transformer and WaveNet are equally wide.
+        width, heads, depth, waves: of the mel stage; condition, transformer and WaveNet are equally
+        wide.
         channels: of the vocoder's first stage.
         w2v: settings of w2v-bert.
         w2v_layer: of them, the layer whose output is used.
@@ -151,9 +153,7 @@ FULL = Sizes(
 )
 
 
-def write(
-    out: Path, *, seed: int = 0, latent_dim: int | None = None, sizes: Sizes = TINY
-) -> Path:
+def write(out: Path, *, seed: int = 0, latent_dim: int | None = None, sizes: Sizes = TINY) -> Path:
     """Write a release with random weights.
 
     Args:
@@ -564,7 +564,8 @@ def _s2mel(seed: int, sizes: Sizes, latent_dim: int) -> dict[str, dict[str, Tens
 def _write_w2v(folder: Path, sizes: Sizes, seed: int) -> None:
     from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel  # seconds: only when written
 
-    settings = Wav2Vec2BertConfig(**dict(sizes.w2v))
+    sized: dict[str, Any] = dict(sizes.w2v)
+    settings = Wav2Vec2BertConfig(**sized)
     with torch.device("meta"):
         wanted = Wav2Vec2BertModel(settings).state_dict()
     shapes = ((key, tuple(value.shape)) for key, value in wanted.items())
@@ -591,7 +592,7 @@ _CORPUS = (
 
 
 def _train_tokenizer() -> bytes:
-    """A SentencePiece model of 60 pieces: letters, marks, a few ideographs, a few pinyin readings."""
+    """A SentencePiece model of 60 pieces: letters, marks, a few ideographs and readings."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_CORPUS * 4),

@@ -49,7 +49,7 @@ class Tokenizer:
         self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         if self._model.vocab_size() > cfg.text_tokens + 1:
             raise UnsupportedModel(
-                f"{path} has {self._model.vocab_size()} pieces, the model {cfg.text_tokens} embeddings"
+                f"{path} has {self._model.vocab_size()} pieces, the model {cfg.text_tokens} of them"
             )
         self._unknown = self._model.unk_id()
         self._marks = {cfg.start_text, cfg.stop_text}

@@ -1,16 +1,19 @@
-"""Run modules of the tiny release on rule-made inputs: `python -m ...indextts2.trace FIXTURE --seed N`.
+"""Run modules of the tiny release on rule-made inputs: `python -m ...indextts2.trace FIXTURE --seed
+N`.
 
-Weights and inputs come from the seed rule, so the outputs can be compared with any other implementation
-of the same network. Everything runs through the loader that real weights use; outputs carry the names of
-the parity fixtures.
+Weights and inputs come from the seed rule, so the outputs can be compared with any other
+implementation of the same network. Everything runs through the loader that real weights use;
+outputs carry the names of the parity fixtures.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +23,9 @@ from torch import Tensor
 from engine.backends.indextts2 import seeds, tiny, weights
 from engine.backends.indextts2.campplus import CamPlus
 from engine.backends.indextts2.cfm import Window
+from engine.backends.indextts2.config import SAMPLE_RATE_HZ
 from engine.backends.indextts2.emotion import merge
 from engine.backends.indextts2.features import SEMANTIC_RATE_HZ, kaldi_fbank, log_mel, resample
-from engine.backends.indextts2.config import SAMPLE_RATE_HZ
 from engine.backends.indextts2.gpt import KvCache, code_position
 from engine.backends.indextts2.model import Model
 from engine.backends.indextts2.s2mel import frame_count
@@ -35,8 +38,10 @@ EULER_STEPS = 5
 MAX_CODES = 40
 
 
-def trace(fixture: str, seed: int, model: Model | None = None) -> dict[str, npt.NDArray[np.generic]]:
-    """Outputs of one fixture by name; without `model` a tiny release is written and loaded for it."""
+def trace(
+    fixture: str, seed: int, model: Model | None = None
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Outputs of one fixture by name; without `model` a tiny release is made for it."""
     if model is None:
         with tempfile.TemporaryDirectory() as folder:
             return trace(fixture, seed, parity_model(Path(folder), seed))
@@ -86,7 +91,9 @@ def _gpt_generate(model: Model, seed: int) -> Outputs:
     prefix = gpt.prefix(latents, merged, text[0].tolist())
     (codes,), (logits,) = greedy(model, [prefix], MAX_CODES)
     first = codes[:12]
-    padded = torch.full((2, 11), cfg.stop_text)  # the reference pads with the stop mark, which is dropped
+    padded = torch.full(
+        (2, 11), cfg.stop_text
+    )  # the reference pads with the stop mark, which is dropped
     padded[0], padded[1, :7] = text[0], text[0, :7]
     together, _ = greedy(
         model, [gpt.prefix(latents, merged, row.tolist()) for row in padded], MAX_CODES
@@ -117,8 +124,8 @@ def greedy(
         count: most codes of a row.
 
     Returns:
-        For each row its (n,) codes, the stop code last if it came, and the (n, V) raw logits they were
-        taken from.
+        For each row its (n,) codes, the stop code last if it came, and the (n, V) raw logits they
+        were taken from.
     """
     cfg = model.config.gpt
     longest = max(len(prefix) for prefix in prefixes)
@@ -195,7 +202,8 @@ def _window(model: Model, prompt: Tensor, mu: Tensor, style: Tensor, noise: Tens
 
 
 def _bigvgan(model: Model, seed: int) -> Outputs:
-    first = model.vocoder.resblocks[0].activations[0]  # type: ignore[index,union-attr]
+    blocks: Any = model.vocoder.resblocks
+    first = blocks[0].activations[0]
     wave = model.vocoder(_normal(seed, "mel_for_vocoder", (1, 80, 24), 0.5))
     return {
         "wav": wave[:, None],
@@ -259,17 +267,52 @@ FIXTURES: dict[str, Callable[[Model, int], Outputs]] = {
 }
 
 
+def compare(fixtures: Sequence[str], stored: Path, seed: int) -> Iterator[str]:
+    """Lines of a Markdown table: largest error of each output against stored fixtures.
+
+    Errors are relative to the largest stored value; whole numbers must be equal.
+    """
+    yield "| fixture | output | largest error |"
+    yield "|---|---|---|"
+    with tempfile.TemporaryDirectory() as folder:
+        model = parity_model(Path(folder), seed)
+        for fixture in fixtures:
+            outputs = trace(fixture, seed, model)
+            with np.load(stored / f"{fixture}.npz") as wanted:
+                for name in (n for n in wanted.files if n in outputs):
+                    yield f"| {fixture} | {name} | {_error(outputs[name], wanted[name])} |"
+
+
+def _error(ours: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> str:
+    if ours.shape != wanted.shape:
+        return f"shape {ours.shape}, {wanted.shape} wanted"
+    if wanted.dtype.kind in "iub":
+        return "equal" if np.array_equal(ours, wanted) else "different"
+    scale = float(np.abs(wanted).max()) or 1.0
+    return f"{float(np.abs(ours.astype(np.float64) - wanted).max()) / scale:.1e}"
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Outputs of one parity fixture, as .npz.")
-    parser.add_argument("fixture", choices=sorted(FIXTURES))
+    parser = argparse.ArgumentParser(description="Outputs of a parity fixture, or their errors.")
+    parser.add_argument("fixture", choices=[*sorted(FIXTURES), "all"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="write the outputs as .npz")
+    parser.add_argument("--compare", type=Path, metavar="DIR", help="folder of stored fixtures")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    outputs = trace(args.fixture, args.seed)
-    with args.out.open("wb") as file:  # by handle: savez would append .npz to other names
-        np.savez_compressed(file, **outputs)  # type: ignore[arg-type]
+    if args.compare:
+        fixtures = sorted(FIXTURES) if args.fixture == "all" else [args.fixture]
+        for line in compare(fixtures, args.compare, args.seed):
+            sys.stdout.write(line + "\n")
+    if args.out:
+        if args.fixture == "all":
+            parser.error("--out takes one fixture")
+        outputs = trace(args.fixture, args.seed)
+        with args.out.open("wb") as file:  # by handle: savez would append .npz to other names
+            np.savez_compressed(file, **outputs)  # type: ignore[arg-type]
+    elif not args.compare:
+        parser.error("give --out FILE or --compare DIR")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ TAPS = 12
 
 
 def lowpass_taps() -> Tensor:
-    """(1, 1, 12) Kaiser-windowed sinc, cutoff 0.25, half width 0.3: the filter of the activations."""
+    """(1, 1, 12) Kaiser-windowed sinc, cutoff 0.25, half width 0.3, of the activations."""
     attenuation = 2.285 * (TAPS // 2 - 1) * math.pi * 4 * 0.3 + 7.95
     window = torch.kaiser_window(TAPS, periodic=False, beta=0.1102 * (attenuation - 8.7))
     time = torch.arange(TAPS) - TAPS / 2 + 0.5
@@ -48,7 +48,7 @@ class _SnakeBeta(nn.Module):
 
 
 class _Activation(nn.Module):
-    """SnakeBeta at twice the rate: x + sin^2(x e^a) / (e^b + 1e-9) between two half-band filters."""
+    """SnakeBeta at twice the rate: x + sin^2(x e^a) / (e^b + 1e-9) between two filters."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -68,7 +68,9 @@ class _Activation(nn.Module):
         slope = self.act.alpha.exp()[:, None]
         height = 1.0 / (self.act.beta.exp() + 1e-9)[:, None]
         y = y + height * (y * slope).sin_().square_()
-        return F.conv1d(F.pad(y, (edge, edge + 1), mode="replicate"), down, stride=2, groups=channels)
+        return F.conv1d(
+            F.pad(y, (edge, edge + 1), mode="replicate"), down, stride=2, groups=channels
+        )
 
 
 class _Block(nn.Module):
@@ -125,5 +127,5 @@ class BigVgan(nn.Module):
             for block in blocks[1:]:
                 total = total + block(x)
             x = total / per_stage
-        y = self.conv_post(self.activation_post(x))
+        y: Tensor = self.conv_post(self.activation_post(x))
         return y[:, 0].clamp(-1, 1)

@@ -1,7 +1,7 @@
 """Reference audio -> everything a voice needs to speak; computed once, kept in memory and on disk.
 
-Letters: T semantic frames (50 per second), P mel frames (86.13 per second), D width of the GPT, C condition
-width.
+Letters: T semantic frames (50 per second), P mel frames (86.13 per second), D width of the GPT, C
+condition width.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class VoiceFeatures:
     Attributes:
         latents: (32, D) speaker latents.
         base_emotion: (D,) emotion vector from the speaker's features.
-        own_emotion: (D,) emotion vector of the same recording read as an emotion reference, which is
-            resampled another way; what is used when no emotion is asked for.
+        own_emotion: (D,) emotion vector of the same recording read as an emotion reference, which
+            is resampled another way; what is used when no emotion is asked for.
         style: (192,).
         mel: (80, P) of the whole reference.
         condition: (P, C) of the whole reference.
-        short_mel, short_condition: the same for the cleanest PROMPT_S seconds; the prompt of live speech,
-            where every chunk pays for the prompt's length again.
+        short_mel, short_condition: the same for the cleanest PROMPT_S seconds; the prompt of live
+            speech, where every chunk pays for the prompt's length again.
     """
 
     latents: Tensor

@@ -1,9 +1,9 @@
 """Published checkpoint files -> tensors under the names our modules use.
 
-Our modules keep the published key names, so a key map only says what changes on the way in: a prefix is
-stripped, weight norm is folded (w = g v / |v|, norm over all dims but the first), GPT-2's [in, out] matrices
-are transposed, keys that inference does not need are left in the file. Files are opened `weights_only` and
-memory-mapped; tensors are assigned, not copied.
+Our modules keep the published key names, so a key map only says what changes on the way in: a
+prefix is stripped, weight norm is folded (w = g v / |v|, norm over all dims but the first), GPT-2's
+[in, out] matrices are transposed, keys that inference does not need are left in the file. Files are
+opened `weights_only` and memory-mapped; tensors are assigned, not copied.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def fold_weight_norm(state: State) -> State:
 def build(make: Callable[[], ModuleT], state: State, *, part: str) -> ModuleT:
     """Make a module without memory of its own and give it the tensors of `state`.
 
-    Keys of `state` that the module does not have are ignored. Floating tensors become float32 (a release
-    may store halves), contiguous where the file's are not.
+    Keys of `state` that the module does not have are ignored. Floating tensors become float32 (a
+    release may store halves), contiguous where the file's are not.
 
     Raises:
         WeightsWrong: names every key that is missing or has another shape.
@@ -122,7 +122,7 @@ def s2mel_states(raw: Any, path: Path) -> dict[str, State]:
 
 
 def folded_state(raw: Any, path: Path) -> State:
-    """Key map of plain checkpoints (codec, CAMPPlus, w2v-bert): weight norm folded, nothing renamed."""
+    """Key map of plain checkpoints (codec, CAMPPlus, w2v-bert): weight norm folded."""
     return fold_weight_norm(flat_state(raw, path))
 
 

@@ -19,7 +19,6 @@ pytest.importorskip("av")
 from engine.backends.indextts2.backend import IndexTTS2  # noqa: E402
 from engine.backends.indextts2.errors import FilesMissing, UnsupportedModel  # noqa: E402
 from engine.backends.indextts2.library import Consent, VoiceLibrary, read_audio  # noqa: E402
-from engine.backends.indextts2.trace import parity_model  # noqa: E402
 from engine.base import AudioChunk, Controls, SpeechRequest, Turn  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.errors import (  # noqa: E402
@@ -33,9 +32,7 @@ TEXT = "Hello there my good old friend. How is the weather today?"
 
 
 @pytest.fixture(scope="module")
-def backend(
-    tiny_dir: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory
-) -> IndexTTS2:
+def backend(tiny_dir: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> IndexTTS2:
     folder = tmp_path_factory.mktemp("voices")
     consent = Consent("Ann", "own_voice", given_by="Ann", given_on="2026-11-22")
     VoiceLibrary(folder).add("ann", clip, consent, lang="en")
@@ -158,7 +155,9 @@ def test_plan_points_into_the_source_and_is_the_same_each_time(engine: Engine) -
     plan = engine.plan(request(text))
 
     assert plan == engine.plan(request(text))
-    assert [s.text for s in plan.sentences] == [text[a:b] for a, b in (s.span for s in plan.sentences)]
+    assert [s.text for s in plan.sentences] == [
+        text[a:b] for a, b in (s.span for s in plan.sentences)
+    ]
     assert [s.lang for s in plan.sentences] == ["zh", "en"]
     assert any("cannot read" in w for w in plan.warnings)  # the tiny vocabulary has few ideographs
 
@@ -244,8 +243,10 @@ def test_gpu_that_is_not_there_is_a_clear_error(tiny_dir: Path) -> None:
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, engine.backends.indextts2, engine.backends.indextts2.release; " \
+    code = (
+        "import sys, engine.backends.indextts2, engine.backends.indextts2.release; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

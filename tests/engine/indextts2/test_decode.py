@@ -30,9 +30,7 @@ def finish(decoder: Decoder, readings: list[Reading]) -> list[Reading]:
     return readings
 
 
-def test_latents_of_decoding_equal_a_second_pass(
-    tiny_model: Model, prefix: torch.Tensor
-) -> None:
+def test_latents_of_decoding_equal_a_second_pass(tiny_model: Model, prefix: torch.Tensor) -> None:
     (reading,) = finish(Decoder(tiny_model, slots=1), [Reading(prefix, 15, Sampling(), seed=1)])
 
     with torch.inference_mode():
@@ -81,9 +79,7 @@ def test_other_places_of_a_request_draw_other_codes(
     assert len({tuple(r.codes) for r in readings}) == 3
 
 
-def test_slots_come_back_at_the_end_and_on_a_drop(
-    tiny_model: Model, prefix: torch.Tensor
-) -> None:
+def test_slots_come_back_at_the_end_and_on_a_drop(tiny_model: Model, prefix: torch.Tensor) -> None:
     decoder = Decoder(tiny_model, slots=2)
     first, second = (Reading(prefix, 15, Sampling(), seed=s) for s in (1, 2))
     decoder.start(first)
@@ -121,9 +117,7 @@ def test_loops_are_told_from_speech() -> None:
 def test_wanted_length_is_met_within_a_factor_of_two(
     tiny_model: Model, prefix: torch.Tensor
 ) -> None:
-    readings = [
-        Reading(prefix, 15, Sampling(), seed=s, wanted_codes=30) for s in range(4)
-    ]
+    readings = [Reading(prefix, 15, Sampling(), seed=s, wanted_codes=30) for s in range(4)]
     finish(Decoder(tiny_model, slots=4), readings)
 
     assert all(15 <= len(r.codes) <= 60 for r in readings)

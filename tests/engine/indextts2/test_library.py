@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip("av")
-from engine.backends.indextts2.library import (  # noqa: E402
+from engine.backends.indextts2.library import (
     Consent,
     VoiceLibrary,
     check_clip,
     read_audio,
 )
-from engine.errors import BadRequest, UnknownVoice  # noqa: E402
+from engine.errors import BadRequest, UnknownVoice
 
 CONSENT = Consent("Ann", "own_voice", given_by="Ann", given_on="2026-11-22")
 

@@ -7,16 +7,16 @@ import pytest
 
 pytest.importorskip("sentencepiece")
 pytest.importorskip("yaml")
-from engine.backends.indextts2 import pinyin  # noqa: E402
-from engine.backends.indextts2.errors import ModelUnusable  # noqa: E402
-from engine.backends.indextts2.normalise import (  # noqa: E402
+from engine.backends.indextts2 import pinyin
+from engine.backends.indextts2.errors import ModelUnusable
+from engine.backends.indextts2.normalise import (
     Lang,
     Normaliser,
     WeText,
     choose_lang,
     read_glossary,
 )
-from engine.backends.indextts2.tokenizer import split_cjk  # noqa: E402
+from engine.backends.indextts2.tokenizer import split_cjk
 
 STORED = json.loads(
     (Path(__file__).parents[2] / "fixtures" / "indextts2" / "front_end.json").read_text()
@@ -109,7 +109,10 @@ def test_more_than_26_readings_and_names_in_one_text_survive(wetext: WeText) -> 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("现在14:30，收入$48,500，增长4.75%", "现在十四点三十分,收入四万八千五百美元,增长百分之四点七五"),
+        (
+            "现在14:30，收入$48,500，增长4.75%",
+            "现在十四点三十分,收入四万八千五百美元,增长百分之四点七五",
+        ),
         ("共1,234人", "共一千二百三十四人"),
         ("2024年6月15日", "二零二四年六月十五日"),
         ("2024-06-15发布", "二零二四年六月十五日发布"),

@@ -89,9 +89,7 @@ def test_waiting_for_everything_equals_rendering_the_whole(
 
 
 @torch.inference_mode()
-def test_first_sound_needs_fourteen_codes(
-    tiny_model: Model, voice: VoiceFeatures
-) -> None:
+def test_first_sound_needs_fourteen_codes(tiny_model: Model, voice: VoiceFeatures) -> None:
     renderer = SentenceRenderer(tiny_model, voice, live(), seed=5)
 
     assert not renderer.is_ready(13, ended=False)
@@ -113,9 +111,12 @@ def test_vocoder_windows_with_true_context_are_exact(tiny_model: Model) -> None:
 
 @torch.inference_mode()
 def test_joins_are_as_smooth_as_the_rest(
-    tiny_model: Model, voice: VoiceFeatures, latents: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model,
+    voice: VoiceFeatures,
+    latents: list[torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a vocoder that is gentle to random mel, differences at joins are like those elsewhere."""
+    """With a vocoder that is gentle to random mel, joins are like the rest."""
 
     def gentle(mel: torch.Tensor) -> torch.Tensor:
         level = torch.nn.functional.interpolate(
@@ -137,9 +138,7 @@ def test_joins_are_as_smooth_as_the_rest(
 
 
 @torch.inference_mode()
-def test_blend_gives_each_side_its_share(
-    tiny_model: Model, voice: VoiceFeatures
-) -> None:
+def test_blend_gives_each_side_its_share(tiny_model: Model, voice: VoiceFeatures) -> None:
     renderer = SentenceRenderer(tiny_model, voice, live(), seed=5)
     renderer.samples = 1
     renderer._tail = np.full(2 * HOP, -1.0, np.float32)
@@ -180,6 +179,8 @@ def test_hiss_at_the_end_is_found_and_muted_without_losing_samples() -> None:
     assert (quiet[: 52 * HOP] == 1).all() and (quiet[53 * HOP :] == 0).all()
 
 
-@pytest.mark.parametrize("mel", [hissing(8, dip=False), hissing(2, dip=True), hissing(40, dip=True)])
+@pytest.mark.parametrize(
+    "mel", [hissing(8, dip=False), hissing(2, dip=True), hissing(40, dip=True)]
+)
 def test_word_final_fricatives_short_and_long_noises_stay(mel: np.ndarray) -> None:
     assert render.hiss_start(mel) is None

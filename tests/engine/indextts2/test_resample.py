@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("yaml")  # the package's configuration reader
-from engine.backends.indextts2.resample import StreamResampler, to_pcm  # noqa: E402
+from engine.backends.indextts2.resample import StreamResampler, to_pcm
 
 WAVE = np.random.default_rng(0).standard_normal(3000).astype(np.float32)
 

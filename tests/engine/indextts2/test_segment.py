@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_natural_policy_keeps_every_letter_in_order(text: str, limit: int) -> No
     spans = segment.natural(text, len, limit)
 
     assert all(text[s.start : s.end] == s.text for s in spans)
-    assert all(a.end <= b.start for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(spans))
     assert all(len(s.text) <= limit for s in spans)
     kept = "".join(c for s in spans for c in s.text if c.isalnum())
     assert kept == "".join(c for c in text if c.isalnum())

@@ -1,8 +1,9 @@
 """Every stage against the reference's outputs: the parity table.
 
-Tolerances are maximal errors relative to the largest reference value. Waveforms of random weights are
-clipped on nearly all samples: what is left of them lies on slopes so steep that one unit in the last place of a
-weight moves it by 5e-4, so they get 2e-3, and the vocoder's parts are compared by themselves.
+Tolerances are maximal errors relative to the largest reference value. Waveforms of random weights
+are clipped on nearly all samples: what is left of them lies on slopes so steep that one unit in the
+last place of a weight moves it by 5e-4, so they get 2e-3, and the vocoder's parts are compared by
+themselves.
 """
 
 from __future__ import annotations
@@ -108,6 +109,19 @@ def test_command_line_writes_the_named_file(
 
     with np.load(out) as stored:
         assert set(stored.files) == {"codes", "s_ref", "vq2emb"}
+
+
+def test_comparison_prints_an_error_for_every_stored_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from engine.backends.indextts2 import trace as module
+
+    monkeypatch.setattr("sys.argv", ["trace", "semantic_codec", "--compare", str(STORED)])
+    module.main()
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| semantic_codec | codes | equal |"
+    assert len(lines) == 5
 
 
 def test_vocoder_equals_the_reference_before_clipping_hides_it(parity_model: Model) -> None:

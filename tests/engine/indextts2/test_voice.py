@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def test_features_have_the_shapes_the_stages_expect(voice: VoiceFeatures) -> None:
-    frames = int(5 * 22_050) // 256
+    frames = (5 * 22_050) // 256
 
     assert voice.latents.shape == (32, 64)
     assert voice.own_emotion.shape == voice.base_emotion.shape == (64,)
@@ -65,9 +65,7 @@ def test_disk_keeps_voices_across_restarts(
         assert torch.equal(getattr(recalled, field.name), getattr(learnt, field.name))
 
 
-def test_least_recently_used_voice_leaves_memory(
-    tiny_model: Model, reference: np.ndarray
-) -> None:
+def test_least_recently_used_voice_leaves_memory(tiny_model: Model, reference: np.ndarray) -> None:
     cache = VoiceCache(tiny_model, in_memory=1)
     first = cache.of_wave(reference, 24_000)
     cache.of_wave(reference[:60_000], 24_000)

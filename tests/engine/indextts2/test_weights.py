@@ -143,9 +143,7 @@ def test_keys_that_inference_does_not_need_may_be_missing(broken_dir: Path) -> N
     assert Model(broken_dir).config.gpt.width == 64
 
 
-def test_flat_checkpoints_and_folded_vocoders_load_too(
-    broken_dir: Path, tiny_model: Model
-) -> None:
+def test_flat_checkpoints_and_folded_vocoders_load_too(broken_dir: Path, tiny_model: Model) -> None:
     state = weights.read_state(broken_dir / "gpt.pth")["model"]
     torch.save({k: v.clone() for k, v in state.items()}, broken_dir / "gpt.pth")
     path = broken_dir / "bigvgan_v2_22khz_80band_256x" / "bigvgan_generator.pt"
@@ -189,7 +187,9 @@ def test_missing_files_are_listed_with_their_publishers(broken_dir: Path) -> Non
     (broken_dir / "campplus_cn_common.bin").unlink()
     (broken_dir / "gpt.pth").unlink()
 
-    with pytest.raises(FilesMissing, match=r"lacks 2 file\(s\)[\s\S]*gpt\.pth[\s\S]*funasr/campplus"):
+    with pytest.raises(
+        FilesMissing, match=r"lacks 2 file\(s\)[\s\S]*gpt\.pth[\s\S]*funasr/campplus"
+    ):
         Model(broken_dir)
 
 
@@ -231,12 +231,8 @@ def test_full_size_random_weights_load_and_run() -> None:
         {k.removeprefix("estimator."): v for k, v in cfm.items()},
         part="cfm",
     )
-    constant = dit.constant(
-        torch.randn(1, 80, 64), torch.randn(1, 64, 512), torch.randn(1, 192)
-    )
-    velocity = dit(
-        torch.randn(1, 80, 64), constant, dit.modulation(torch.tensor([0.5])), [64]
-    )
+    constant = dit.constant(torch.randn(1, 80, 64), torch.randn(1, 64, 512), torch.randn(1, 192))
+    velocity = dit(torch.randn(1, 80, 64), constant, dit.modulation(torch.tensor([0.5])), [64])
 
     assert prefix.shape == (34 + 5, 1280)
     assert latents.shape == (10, 1280) and latents.isfinite().all()
