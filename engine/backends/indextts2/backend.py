@@ -65,6 +65,10 @@ class IndexTTS2(Backend):
         steps: Euler steps of flow matching; fewer is faster and rougher.
         adaptive: let chunk sizes follow the listener's runway; by default on a GPU only.
         sampling: how codes are drawn.
+        beams: for requests nobody listens to live; 3 is the reference's setting and takes three
+            times the decoding.
+        threads: of a CPU; None leaves torch's setting. More than there are free cores is far slower
+            than one.
         verbalise: says numbers and units; wetext by default.
 
     Raises:
@@ -83,10 +87,16 @@ class IndexTTS2(Backend):
         steps: int = STEPS,
         adaptive: bool | None = None,
         sampling: Sampling | None = None,
+        beams: int = 1,
+        threads: int | None = None,
         verbalise: Verbaliser | None = None,
     ) -> None:
-        if slots < 1 or not 1 <= steps <= 100:
-            raise BadRequest("slots goes from 1, steps from 1 to 100", field="engine")
+        if slots < 1 or not (1 <= steps <= 100 and 1 <= beams <= 8):
+            raise BadRequest(
+                "slots goes from 1, steps from 1 to 100, beams from 1 to 8", field="engine"
+            )
+        if threads is not None:
+            torch.set_num_threads(max(1, threads))
         folder = Path(model_dir)
         self._model = Model(folder, _placement(device))
         config = self._model.config
@@ -99,7 +109,7 @@ class IndexTTS2(Backend):
         self._describer: emotion.Describer | None = None
         self._synthesiser = Synthesiser(self._model, slots=slots, adaptive=adaptive)
         self._sampling = sampling or Sampling()
-        self._steps = steps
+        self._steps, self._beams = steps, beams
         tokenizer = Tokenizer(release.find(folder, "bpe"), config.gpt)
         glossary = release.find_optional(folder, "glossary")
         self._planner = planning.Planner(
@@ -114,7 +124,7 @@ class IndexTTS2(Backend):
             is_voice=self._is_voice,
             can_describe=self._can_describe,
         )
-        build = f"{self._model.digest}-{_RECIPE}-{steps}"
+        build = f"{self._model.digest}-{_RECIPE}-{steps}-{beams}"
         self._info = BackendInfo("indextts2", build, slots=slots, batch=slots)
 
     def info(self) -> BackendInfo:
@@ -199,6 +209,7 @@ class IndexTTS2(Backend):
             ),
             sampling=self._sampling,
             candidates=1 if request.live else _CANDIDATES,
+            beams=1 if request.live else self._beams,
         )
 
     @torch.inference_mode()
@@ -223,7 +234,7 @@ class IndexTTS2(Backend):
                 self._describer = emotion.Describer(
                     self._qwen_dir(), self._model.placement.voice_device
                 )
-            return emotion.apply(self._model, features, emotion.limit(self._describer(asked.text)))
+            return emotion.apply(self._model, features, emotion.weaken(emotion.limit(self._describer(asked.text)), asked.strength))
         return features.own_emotion
 
     # from sound to chunks ---------------------------------------------------------------------

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine.backends.indextts2.errors import FilesMissing, UnsupportedModel
 
 SUPPORTED_VERSION = "2.0"
@@ -132,6 +130,8 @@ def read_config(model_dir: Path, vocoder_config: Path) -> Config:
         FilesMissing: one of them is not there.
         UnsupportedModel: not version 2.0, or a setting this engine does not implement.
     """
+    import yaml
+
     path = model_dir / "config.yaml"
     for wanted in (path, vocoder_config):
         if not wanted.is_file():

@@ -49,7 +49,7 @@ class Emotion:
         vector: eight weights, limited already.
         voice: id of a voice whose recording is the emotion reference.
         text: a description for the emotion model.
-        strength: 0..1 of `voice`.
+        strength: 0..1 of `voice` and `text`.
     """
 
     vector: Vector | None = None
@@ -91,16 +91,20 @@ def parse(emotion: str, manner: str, is_voice: Callable[[str], bool]) -> Emotion
 
     Args:
         emotion: empty; a name (`happy`, `高兴`), weights (`happy:0.6, sad:0.2`), eight numbers
-            (`[0.6,0,0,0,0,0,0,0]`), or a description in words.
+            (`[0.6,0,0,0,0,0,0,0]`), or a description in words; `...@0.5` weakens it.
         manner: a preset, or a voice id whose prosody is borrowed, `id@0.8` with a strength.
         is_voice: tells whether a name is a voice.
 
     Raises:
         BadRequest: weights that make no sense, or a manner nobody knows.
     """
-    if emotion.strip():
-        vector = _vector_of(emotion.strip())
-        return Emotion(vector=limit(vector)) if vector else Emotion(text=emotion.strip())
+    words, _, strength = emotion.strip().partition("@")
+    if words:
+        by = _number(strength) if strength else 1.0
+        vector = _vector_of(words.strip())
+        if vector is None:
+            return Emotion(text=words.strip(), strength=by)
+        return Emotion(vector=weaken(limit(vector), by))
     if manner in _PRESETS:
         weights = _PRESETS[manner]
         return Emotion(vector=tuple(weights.get(n, 0.0) for n in NAMES)) if weights else OWN

@@ -15,11 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from engine.backends.indextts2.cfm import Window, bucket
 from engine.backends.indextts2.config import SAMPLE_RATE_HZ
+from engine.backends.indextts2.beam import BeamReading
 from engine.backends.indextts2.decode import Decoder, Reading
 from engine.backends.indextts2.duration import CODES_PER_S, codes_for
 from engine.backends.indextts2.model import Model
@@ -45,6 +47,7 @@ class Task:
         plan: how it is rendered.
         sampling: how codes are drawn.
         candidates: readings to choose from when a length is wanted.
+        beams: above 1 for beam search, whose codes are not final before its end: never live.
     """
 
     number: int
@@ -54,6 +57,7 @@ class Task:
     plan: Plan
     sampling: Sampling = field(default_factory=Sampling)
     candidates: int = 1
+    beams: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +180,8 @@ class _Speech:
             list(task.ids),
         )
         frames = task.plan.frames
-        self.reading = Reading(
+        make = partial(BeamReading, beams=task.beams) if task.beams > 1 else Reading
+        self.reading = make(
             prefix,
             len(task.ids),
             task.sampling,

@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
-
 from engine.backends.indextts2.config import GptConfig
 from engine.backends.indextts2.errors import UnsupportedModel
 
@@ -46,6 +44,8 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path, cfg: GptConfig) -> None:
+        import sentencepiece  # the rest of this file needs none
+
         self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         if self._model.vocab_size() > cfg.text_tokens + 1:
             raise UnsupportedModel(
