@@ -136,6 +136,9 @@ class Speaker:
         """Claim no more; let each episode finish its sentence and hand it over; then stop."""
         self._is_draining = True
         self._bell.set()
+        claimer = self._threads[0]
+        if claimer.is_alive():
+            claimer.join()  # what it is claiming at this moment must be handed over too
         with self._lock:
             held = list(self._held.values())
         for one in held:

@@ -234,7 +234,11 @@ class IndexTTS2(Backend):
                 self._describer = emotion.Describer(
                     self._qwen_dir(), self._model.placement.voice_device
                 )
-            return emotion.apply(self._model, features, emotion.weaken(emotion.limit(self._describer(asked.text)), asked.strength))
+            return emotion.apply(
+                self._model,
+                features,
+                emotion.weaken(emotion.limit(self._describer(asked.text)), asked.strength),
+            )
         return features.own_emotion
 
     # from sound to chunks ---------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.backends.indextts2 import duration
+from engine.backends.indextts2.beam import BeamSearch, silent_ids
 from engine.backends.indextts2.gpt import KvCache, Positions, code_position
 from engine.backends.indextts2.model import Model
 from engine.backends.indextts2.sampling import Sampling, draw, keep, penalise, philox
@@ -40,6 +41,8 @@ class Reading:
         seed: of the request.
         place: sentence and candidate; with the seed it decides every random number.
         wanted_codes: length to be led to, or None.
+        beams: above 1, `codes` and `latents` stay empty until the end; `wanted_codes` only chooses
+            among readings then.
         codes, latents: as many of each, final as soon as they are here.
         ended: why it ended, None while it goes on.
     """
@@ -50,6 +53,7 @@ class Reading:
     seed: int
     place: tuple[int, int] = (0, 0)
     wanted_codes: int | None = None
+    beams: int = 1
     codes: list[int] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     ended: End | None = None
@@ -57,6 +61,7 @@ class Reading:
     _logits: Tensor | None = None
     _latent: Tensor | None = None
     _uniforms: Tensor | None = None
+    _search: BeamSearch | None = None
 
     @property
     def is_truncated(self) -> bool:
@@ -96,9 +101,7 @@ class Decoder:
             device=model.device,
             dtype=model.placement.gpt_dtype,
         )
-        # ids that stand for nothing the codec has: only the start mark, in the published files
-        silent = set(range(model.config.codec.codebook, cfg.mel_tokens)) - {cfg.stop_mel}
-        self._no_codes = sorted(silent)
+        self._no_codes = silent_ids(model)
         self._free = list(range(slots))[::-1]
         self._seen = torch.zeros(slots, cfg.mel_tokens, dtype=torch.bool, device=model.device)
 
@@ -112,14 +115,25 @@ class Decoder:
         """Take a slot and read the prefix; the caller has looked at `free_slots`."""
         reading._slot = self._free.pop()
         reading.prefix = reading.prefix.to(self._model.device, self._model.placement.gpt_dtype)
+        place = reading.place[0] * _CANDIDATES + reading.place[1]
+        stream = philox(reading.seed, _CODES, place)
+        if reading.beams > 1:
+            reading._search = BeamSearch(
+                self._model,
+                reading.prefix,
+                reading.sampling,
+                stream,
+                beams=reading.beams,
+                most_codes=self._most(reading),
+                positions=self._positions,
+            )
+            return
         logits, latent = self._gpt.prefill(reading.prefix, self.cache, reading._slot)
         reading._logits, reading._latent = logits, latent
         seen = self._seen[reading._slot]
         seen.zero_()
-        seen[[1, self._cfg.start_mel]] = (
-            True  # ids that stand for the prefix in the trained history
-        )
-        stream = philox(reading.seed, _CODES, reading.place[0] * _CANDIDATES + reading.place[1])
+        # ids that stand for the prefix in the history the model was tuned with
+        seen[[1, self._cfg.start_mel]] = True
         reading._uniforms = torch.from_numpy(stream.random(self.most_codes)).float()
 
     def drop(self, reading: Reading) -> None:
@@ -128,13 +142,30 @@ class Decoder:
             self._free.append(reading._slot)
             reading._slot = -1
             reading._logits = reading._latent = reading._uniforms = None
+            reading._search = None
 
     @torch.inference_mode()
     def step(self, readings: Sequence[Reading]) -> None:
         """Draw one code for each reading that goes on, and compute what the next draw needs."""
-        going = [r for r in readings if r.ended is None]
+        for reading in readings:
+            if reading.ended is None and reading._search is not None:
+                self._search(reading, reading._search)
+        going = [r for r in readings if r.ended is None and r.beams == 1]
         for group in [[r] for r in going] if self.exact else [going] if going else []:
             self._step(group)
+
+    def _search(self, reading: Reading, search: BeamSearch) -> None:
+        search.step()
+        if search.is_done:
+            reading.codes, is_stopped = search.best()
+            codes = torch.tensor(reading.codes, dtype=torch.long, device=self._model.device)
+            reading.latents = list(self._gpt.latents(reading.prefix, codes))
+            reading.ended = "stop" if is_stopped else "limit"
+            self.drop(reading)
+
+    def _most(self, reading: Reading) -> int:
+        """Codes above which a reading has run away."""
+        return min(self.most_codes, SPARE_CODES + CODES_PER_PIECE * reading.pieces)
 
     def _step(self, group: list[Reading]) -> None:
         codes = self._draw(group)
@@ -197,7 +228,7 @@ class Decoder:
         wanted = reading.wanted_codes
         if wanted is not None and duration.is_forced_to_stop(count, wanted):
             return "target"
-        if count >= min(self.most_codes, SPARE_CODES + CODES_PER_PIECE * reading.pieces):
+        if count >= self._most(reading):
             return "limit"
         return "loop" if _is_looping(reading.codes) else None
 

@@ -15,13 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 
 from engine.backends.indextts2.cfm import Window, bucket
 from engine.backends.indextts2.config import SAMPLE_RATE_HZ
-from engine.backends.indextts2.beam import BeamReading
 from engine.backends.indextts2.decode import Decoder, Reading
 from engine.backends.indextts2.duration import CODES_PER_S, codes_for
 from engine.backends.indextts2.model import Model
@@ -180,14 +178,14 @@ class _Speech:
             list(task.ids),
         )
         frames = task.plan.frames
-        make = partial(BeamReading, beams=task.beams) if task.beams > 1 else Reading
-        self.reading = make(
+        self.reading = Reading(
             prefix,
             len(task.ids),
             task.sampling,
             seed,
             place=(task.number, len(self._tried)),
             wanted_codes=None if frames is None else codes_for(frames),
+            beams=task.beams,
         )
         return self.reading
 
