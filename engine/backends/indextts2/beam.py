@@ -1,4 +1,4 @@
-"""Beam search with sampling: better readings at several times the cost, for speech nobody waits for.
+"""Beam search with sampling: better readings at several times the cost, for offline speech.
 
 Beams are exchanged while they grow, so no code is final before the end: it cannot be streamed.
 
@@ -106,15 +106,15 @@ class BeamSearch:
         """(score, beam, code) of the codes drawn, best first."""
         beams, setting = len(self._codes), self._sampling
         logits = self._logits.clone()
-        logits[:, self._silent] = -torch.inf
         logits[:, self._cfg.stop_mel] += self._model.config.stop_bias
-        if not self._codes[0]:
-            logits[:, self._cfg.stop_mel] = -torch.inf
 
         def every(value: float) -> Tensor:
             return torch.full((beams,), value, device=logits.device)
 
         scores = penalise(logits.log_softmax(-1), self._seen, every(setting.repetition_penalty))
+        scores[:, self._silent] = -torch.inf
+        if not self._codes[0]:
+            scores[:, self._cfg.stop_mel] = -torch.inf
         if setting.temperature > 0:
             chances, codes = keep(
                 scores,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,6 @@ GREEDY = Sampling(temperature=0.0)
 def test_search_without_chance_equals_the_reference(
     parity_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     monkeypatch.setattr(parity_model, "config", replace(parity_model.config, stop_bias=0.0))
     prefix = torch.from_numpy(trace("gpt_generate", 0, parity_model)["prefix_embeds"])[0]
     search = BeamSearch(
