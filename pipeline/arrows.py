@@ -65,7 +65,7 @@ def begin(services: Services, held: Held, job: Job) -> None:
         _change(
             connection,
             held,
-            script=job.script.to_dict(),
+            script=job.kept_script(),
             spec_hash=job.spec_hash,
             title=job.script.title[:400],
             lang=job.script.lang,
@@ -209,7 +209,7 @@ def commit_stored(
             _STORED,
             heard_ms=first_audio_ms,
             samples=length_ms * SAMPLE_RATE_HZ // 1000,
-            script=job.script.to_dict(),
+            script=job.kept_script(),
             spec_hash=job.spec_hash,
             title=job.script.title[:400],
             lang=job.script.lang,

@@ -37,7 +37,11 @@ Parent = Annotated[int, typer.Option("--parent", hidden=True)]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.", min=0, max=65535)]
 EngineChoice = Annotated[
-    str | None, typer.Option("--engine", help="The voice: kokoro, or tone (beeps, for drills).")
+    str | None,
+    typer.Option("--engine", help="The voice: kokoro, indextts2, or tone (beeps, for drills)."),
+]
+ModelDir = Annotated[
+    Path | None, typer.Option("--model-dir", help="indextts2: the files of the release.")
 ]
 Connectors = Annotated[
     Path | None, typer.Option("--connectors", help="connectors.toml: who may send notes.")
@@ -75,6 +79,7 @@ def up(
     host: Host = None,
     port: Port = None,
     engine: EngineChoice = None,
+    model_dir: ModelDir = None,
     connectors: Connectors = None,
     db: Db = "sqlite",
     s3: S3 = "folder",
@@ -87,7 +92,13 @@ def up(
     from pipeline.up import run_up
 
     settings = load_settings(
-        data=data, host=host, port=port, engine=engine, connectors=connectors, public_url=public_url
+        data=data,
+        host=host,
+        port=port,
+        engine=engine,
+        model_dir=model_dir,
+        connectors=connectors,
+        public_url=public_url,
     )
     began = time.monotonic()
     console.print(f"starting in [bold]{settings.data}[/] ...", highlight=False)
@@ -168,12 +179,13 @@ def worker(
     kind: Annotated[Literal["gpu", "io"], typer.Argument(help="gpu speaks, io talks to tools.")],
     data: Data = None,
     engine: EngineChoice = None,
+    model_dir: ModelDir = None,
     parent: Parent = 0,
 ) -> None:
     """Run a worker."""
     from pipeline.roles import run_errands, run_speaker
 
-    settings = _start_role(f"worker.{kind}", parent, data=data, engine=engine)
+    settings = _start_role(f"worker.{kind}", parent, data=data, engine=engine, model_dir=model_dir)
     (run_speaker if kind == "gpu" else run_errands)(settings)
 
 
@@ -201,6 +213,7 @@ def say(
     duration: Annotated[float | None, typer.Option(help="Exact length in seconds.")] = None,
     emotion: Annotated[str, typer.Option(help="calm, serious, lively, urgent, ...")] = "",
     engine: EngineChoice = None,
+    model_dir: ModelDir = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
@@ -208,7 +221,7 @@ def say(
     from pipeline.say import say_to_file
 
     spoken = sys.stdin.read() if text == "-" else text
-    settings = load_settings(data=data, engine=engine)
+    settings = load_settings(data=data, engine=engine, model_dir=model_dir)
     result = say_to_file(
         settings,
         spoken,
@@ -271,6 +284,7 @@ app.add_typer(voices_app, name="voices", rich_help_panel="Use")
 def voices_list(
     lang: Annotated[str, typer.Option(help="Only this language.")] = "",
     engine: EngineChoice = None,
+    model_dir: ModelDir = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
@@ -279,7 +293,7 @@ def voices_list(
 
     from pipeline.services import make_engine
 
-    settings = load_settings(data=data, engine=engine)
+    settings = load_settings(data=data, engine=engine, model_dir=model_dir)
     with make_engine(settings) as voice:
         found = [one for one in voice.voices() if lang in ("", one.lang)]
     if as_json:

@@ -115,6 +115,8 @@ def _view(services: Services, connection: sa.Connection, row: Any) -> dict[str, 
         "segments_done": row.segments_done,
         "segments_total": row.segments_total,
         "tries": row.tries,
+        # what is not said, or not as wished, and why
+        "remarks": row.script["remarks"] if row.script else None,
         "error": {"code": row.error_code, "message": row.error} if row.error_code else None,
     }
     if row.state == "queued":

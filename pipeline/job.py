@@ -49,6 +49,15 @@ class Job:
         """The episode's row id."""
         return str(self.row["id"])
 
+    def kept_script(self) -> dict[str, Any]:
+        """The script as the episode keeps it, with what people should know about its speech."""
+        remarks = {
+            "degraded": list(self.plan.degraded),
+            "warnings": list(self.plan.warnings),
+            "skipped": [asdict(one) for one in self.script.skipped],
+        }
+        return self.script.to_dict() | {"remarks": remarks}
+
     @property
     def key(self) -> str:
         """The episode's public name."""

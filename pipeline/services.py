@@ -207,6 +207,17 @@ def make_engine(settings: Settings) -> Engine:
     options: dict[str, Any] = {}
     if settings.engine == "kokoro":
         options = {"cache_dir": settings.model_cache, "threads": settings.engine_threads}
+    elif settings.engine == "indextts2":
+        if settings.model_dir is None:
+            raise Misconfigured(
+                "engine indextts2 needs the files of the release: --model-dir DIR "
+                "(docs/indextts2.md says which files, and where people get them)"
+            )
+        options = {
+            "model_dir": settings.model_dir,
+            "voices_dir": settings.data / "voices",
+            "device": settings.device,
+        }
     elif settings.engine == "tone":
         options = {
             "pace": settings.tone_pace,

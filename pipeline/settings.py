@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from pipeline.errors import Misconfigured
 
 PREFIX = "NOTECAST_"
-EngineName = Literal["kokoro", "tone"]
+EngineName = Literal["kokoro", "indextts2", "tone"]
 
 
 class Settings(BaseSettings):
@@ -62,7 +62,13 @@ class Settings(BaseSettings):
     transactions: int = Field(16, gt=0, description="open transactions per web process")
 
     # the voice
-    engine: EngineName = Field("kokoro", description="the voice: kokoro, or tone for drills")
+    engine: EngineName = Field(
+        "kokoro", description="the voice: kokoro, indextts2, or tone for drills"
+    )
+    model_dir: Path | None = Field(
+        None, description="indextts2: directory of the published release (docs/indextts2.md)"
+    )
+    device: str = Field("auto", description="indextts2: auto, cpu, cuda or cuda:N")
     model_cache: Path | None = Field(
         None, description="prepared models; empty: notecast in the user's cache directory"
     )

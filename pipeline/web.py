@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -123,6 +124,7 @@ class _Web:
         self._services = services
         self._gateway = gateway
         self._transactions = asyncio.Semaphore(services.settings.transactions)
+        self._after_answer = ThreadPoolExecutor(1, thread_name_prefix="after-answer")
         self._keys: dict[str, float] = {}  # digest -> when it was seen valid
         self._is_ready = False
 
@@ -135,6 +137,7 @@ class _Web:
             self._is_ready = True
             yield
             self._is_ready = False
+        self._after_answer.shutdown(cancel_futures=True)
 
     # hooks
 
@@ -192,7 +195,8 @@ class _Web:
     def _after_commit(self, taken: intake.Taken) -> None:
         self._services.sender.committed(taken.wake_ups)
         for key, fence in taken.cancelled:
-            self._services.end_live(key, fence)
+            # not before the answer: the live log may be away, and the sender waits
+            self._after_answer.submit(self._services.end_live, key, fence)
 
     async def _in_transaction(self, work: Callable[[], Any]) -> Any:
         """Run blocking work on a thread, so many at once that the database is busy, not more."""

@@ -24,6 +24,12 @@ BACKENDS = {
     "kokoro": Entry(
         "engine.backends.kokoro", "Kokoro", "the embedded voice: CPU, offline, the default"
     ),
+    "indextts2": Entry(
+        "engine.backends.indextts2.backend",
+        "IndexTTS2",
+        "IndexTTS-2: cloned voices on a GPU; needs the release's files (docs/indextts2.md)",
+        extra="indextts2",
+    ),
     "tone": Entry(
         "engine.backends.tone", "Tone", "coded beeps instead of speech, for tests and drills"
     ),

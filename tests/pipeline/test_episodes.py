@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.backends.tone import decode, sentence_code
-from pipeline import audio, models
+from pipeline import audio, episode_view, models
 from pipeline.audio import AudioBroken
 from pipeline.episodes import produce
 from pipeline.relay import retry_failed
@@ -360,3 +360,11 @@ def test_a_broken_stored_sentence_is_no_endless_loop(house: House, store: Moody)
     assert row.state == "failed"
     assert row.error_code == AudioBroken.code
     assert row.next_ms is not None
+
+
+def test_what_is_not_said_is_told(house: House) -> None:
+    key = speak(house, "Look at https://notes.example/a?b=1 for the 🎉 budget.")
+
+    shown = episode_view.show(house.services, key)
+    assert shown["status"] == "done"
+    assert any("notes.example" in one["text"] for one in shown["remarks"]["skipped"])

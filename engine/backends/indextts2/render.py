@@ -83,6 +83,11 @@ class SentenceRenderer:
         self.samples = 0
 
     @property
+    def schedule(self) -> tuple[int, ...]:
+        """Codes per chunk, as planned."""
+        return self._plan.schedule
+
+    @property
     def chunk(self) -> int:
         """Codes of the next chunk, by the schedule."""
         return self._plan.schedule[min(self._chunks, len(self._plan.schedule) - 1)]

@@ -326,22 +326,26 @@ class Synthesiser:
                 speech.renderer = SentenceRenderer(
                     self.model, task.voice, task.plan, seed=stream.seed, number=task.number
                 )
-            chunk = self._chunk(stream, speech.renderer) if self.adaptive else None
+            chunk = self._chunk(stream, speech.renderer, len(streams)) if self.adaptive else None
             ended = reading.ended is not None
             if speech.renderer.is_ready(len(reading.codes), ended, chunk=chunk):
                 speech.window = speech.renderer.window(
                     reading.codes, reading.latents, ended, chunk=chunk
                 )
 
-    def _chunk(self, stream: Stream, renderer: SentenceRenderer) -> int | None:
-        """The largest chunk that is ready before the listener runs dry, or the schedule's."""
+    def _chunk(self, stream: Stream, renderer: SentenceRenderer, sharing: int) -> int:
+        """The largest chunk that is made before the listener runs dry, or the schedule's.
+
+        Decoding is part of the cost; `sharing` streams take turns on the device.
+        """
         runway_s = stream.runway_s(self._clock())
-        cost = self.load.cost
-        for codes in sorted(renderer._plan.schedule, reverse=True):
-            seconds = codes / CODES_PER_S
-            if codes >= renderer.chunk and _SAFETY * 2 * seconds * cost < runway_s:
-                return codes
-        return renderer.chunk
+        cost = self.load.cost * sharing
+        affordable = [
+            codes
+            for codes in renderer.schedule
+            if codes > renderer.chunk and _SAFETY * cost * codes / CODES_PER_S < runway_s
+        ]
+        return max(affordable, default=renderer.chunk)
 
     def _render(self, streams: Sequence[Stream]) -> int:
         """One step of the most urgent window and of those in its call; returns samples made."""
