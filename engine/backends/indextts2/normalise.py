@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +215,7 @@ def _spell_digits(text: str, lang: Lang, warnings: list[str]) -> str:
         return text
     warnings.append("some figures were not understood; they are read digit by digit")
     names = list(_DIGITS["zh"]) if lang == "zh" else [f" {n} " for n in _DIGITS["en"].split()]
-    return "".join(names[int(c)] if c in "0123456789" else c for c in text)
+    return "".join(names[unicodedata.digit(c)] if c.isdigit() else c for c in text)
 
 
 class WeText:

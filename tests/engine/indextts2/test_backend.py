@@ -255,3 +255,17 @@ def test_numbers_are_finite_and_not_silent(engine: Engine) -> None:
     pcm = joined(list(engine.speak(request())))
 
     assert 1 < math.sqrt(float(np.mean(pcm.astype(np.float64) ** 2))) < 32768
+
+
+def test_beams_are_for_whole_sentences_alone(
+    tiny_dir: Path, backend: IndexTTS2, engine: Engine
+) -> None:
+    folder = backend._library.folder
+    with Engine(
+        IndexTTS2(tiny_dir, voices_dir=folder, device="cpu", steps=2, beams=2)
+    ) as searching:
+        whole = joined(list(searching.speak(request(seed=1))))
+        live = joined(list(searching.speak(request(seed=1, live=True))))
+
+    assert not np.array_equal(whole[:4000], joined(list(engine.speak(request(seed=1))))[:4000])
+    assert np.array_equal(live, joined(list(engine.speak(request(seed=1, live=True)))))

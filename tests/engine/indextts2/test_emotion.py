@@ -65,6 +65,16 @@ def test_names_weights_and_vectors_are_understood(asked: str, index: int, weight
     assert sum(vector) <= 0.8 + 1e-9
 
 
+def test_emotion_is_weakened_by_its_suffix() -> None:
+    whole = emotion.parse("happy:0.5", "neutral", no_voice).vector
+    half = emotion.parse("happy:0.5@0.5", "neutral", no_voice).vector
+    described = emotion.parse("full of hope@0.3", "neutral", no_voice)
+
+    assert whole is not None and half is not None
+    assert half[0] == pytest.approx(whole[0] / 2, abs=1e-4)
+    assert (described.text, described.strength) == ("full of hope", 0.3)
+
+
 def test_other_words_are_a_description_and_a_voice_is_borrowed_by_manner() -> None:
     assert emotion.parse("tired but hopeful", "neutral", no_voice).text == "tired but hopeful"
     borrowed = emotion.parse("", "bob@0.9", lambda name: name == "bob")

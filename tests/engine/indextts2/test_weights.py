@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 import yaml  # noqa: E402
 
-from engine.backends.indextts2 import seeds, tiny, weights  # noqa: E402
+from engine.backends.indextts2 import release, seeds, tiny, weights  # noqa: E402
 from engine.backends.indextts2.campplus import CamPlus  # noqa: E402
 from engine.backends.indextts2.cfm import Dit  # noqa: E402
 from engine.backends.indextts2.codec import SemanticCodec  # noqa: E402
@@ -191,6 +191,20 @@ def test_missing_files_are_listed_with_their_publishers(broken_dir: Path) -> Non
         FilesMissing, match=r"lacks 2 file\(s\)[\s\S]*gpt\.pth[\s\S]*funasr/campplus"
     ):
         Model(broken_dir)
+
+
+def test_optional_files_are_told_apart(tiny_dir: Path) -> None:
+    assert release.missing_files(tiny_dir) == []
+    lost = {f.name: f.optional for f in release.missing_files(tiny_dir, optional=True)}
+    assert set(lost) == {"qwen", "glossary"} and all(lost.values())
+
+
+def test_publishers_own_folder_names_are_found(broken_dir: Path) -> None:
+    (broken_dir / "facebook").mkdir()
+    (broken_dir / "w2v-bert-2.0").rename(broken_dir / "facebook" / "w2v-bert-2.0")
+
+    assert release.find(broken_dir, "w2v").parent.parent.name == "facebook"
+    assert release.missing_files(broken_dir) == []
 
 
 def test_file_that_is_no_checkpoint_is_an_error_not_a_traceback(broken_dir: Path) -> None:
