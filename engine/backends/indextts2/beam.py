@@ -121,6 +121,7 @@ class BeamSearch:
                 every(setting.temperature),
                 every(setting.top_k).long(),
                 every(setting.top_p),
+                widest=setting.top_k,
                 at_least=2,
             )
             scores = scores.gather(-1, codes) / setting.temperature

@@ -27,6 +27,7 @@ MOST_CODES = 1500  # per sequence, whatever the model has positions for
 CODES_PER_PIECE = 20  # 4 s of sound per 10 pieces, above which a reading has run away
 SPARE_CODES = 100
 _LOOP_CODES, _LOOP_PERIOD = 50, 10  # a second of codes that repeat every 0.2 s or faster
+_SETTINGS = ("repetition_penalty", "temperature", "top_k", "top_p")
 _CODES, _CANDIDATES = 1, 1 << 8  # places in a request's random stream (see philox)
 
 
@@ -60,7 +61,6 @@ class Reading:
     _slot: int = -1
     _logits: Tensor | None = None
     _latent: Tensor | None = None
-    _uniforms: Tensor | None = None
     _search: BeamSearch | None = None
 
     @property
@@ -103,7 +103,10 @@ class Decoder:
         )
         self._no_codes = silent_ids(model)
         self._free = list(range(slots))[::-1]
-        self._seen = torch.zeros(slots, cfg.mel_tokens, dtype=torch.bool, device=model.device)
+        device = model.device
+        self._seen = torch.zeros(slots, cfg.mel_tokens, dtype=torch.bool, device=device)
+        self._uniforms = torch.zeros(slots, self.most_codes + 1, device=device)
+        self._settings = torch.ones(4, slots, device=device)  # in the order of _SETTINGS
 
     @property
     def free_slots(self) -> int:
@@ -134,14 +137,17 @@ class Decoder:
         seen.zero_()
         # ids that stand for the prefix in the history the model was tuned with
         seen[[1, self._cfg.start_mel]] = True
-        reading._uniforms = torch.from_numpy(stream.random(self.most_codes)).float()
+        uniforms = torch.from_numpy(stream.random(self.most_codes + 1))
+        self._uniforms[reading._slot] = uniforms.to(self._uniforms)
+        settings = [float(getattr(reading.sampling, name)) for name in _SETTINGS]
+        self._settings[:, reading._slot] = torch.tensor(settings, device=self._model.device)
 
     def drop(self, reading: Reading) -> None:
         """Give the slot back; safe to repeat, and for readings that never started."""
         if reading._slot >= 0:
             self._free.append(reading._slot)
             reading._slot = -1
-            reading._logits = reading._latent = reading._uniforms = None
+            reading._logits = reading._latent = None
             reading._search = None
 
     @torch.inference_mode()
@@ -199,21 +205,17 @@ class Decoder:
 
     def _draw(self, group: list[Reading]) -> Tensor:
         device = self._model.device
-        rows = [r._logits for r in group if r._logits is not None]
-        logits = torch.stack(rows)
+        logits = torch.stack([r._logits for r in group if r._logits is not None])
         logits[:, self._no_codes] = -torch.inf
         lead = [self._stop_lead(r) for r in group]
         logits[:, self._cfg.stop_mel] += torch.tensor(lead, device=device)
-
-        def column(name: str) -> Tensor:
-            return torch.tensor([float(getattr(r.sampling, name)) for r in group], device=device)
-
-        slots = torch.tensor([r._slot for r in group], device=device)
-        scores = penalise(logits, self._seen[slots], column("repetition_penalty"))
-        heat = column("temperature")
-        chances, codes = keep(scores, heat.clamp_min(1e-3), column("top_k").long(), column("top_p"))
-        uniforms = torch.stack([_uniform(r) for r in group]).to(device)
-        return draw(chances, codes, torch.where(heat > 0, uniforms, 0.0))
+        place = torch.tensor([[r._slot, len(r.codes)] for r in group], device=device)
+        slots, counts = place.unbind(1)
+        penalty, heat, top_k, top_p = self._settings[:, slots]
+        scores = penalise(logits, self._seen[slots], penalty)
+        widest = max(r.sampling.top_k for r in group)
+        chances, codes = keep(scores, heat.clamp_min(1e-3), top_k.long(), top_p, widest=widest)
+        return draw(chances, codes, torch.where(heat > 0, self._uniforms[slots, counts], 0.0))
 
     def _stop_lead(self, reading: Reading) -> float:
         if len(reading.codes) < LEAST_CODES:
@@ -238,11 +240,6 @@ class Decoder:
             codes = torch.tensor(reading.codes, device=self._model.device)
             reading.latents = list(self._gpt.latents(reading.prefix, codes))
         self.drop(reading)
-
-
-def _uniform(reading: Reading) -> Tensor:
-    assert reading._uniforms is not None
-    return reading._uniforms[len(reading.codes)]
 
 
 def _is_looping(codes: Sequence[int]) -> bool:

@@ -53,12 +53,36 @@ class KvCache:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a call's keys and values go, and what its queries see."""
+    """Where a call's keys and values go, and what its queries see; the same for every layer.
+
+    Attributes:
+        rows: (B, K) slots.
+        at: (B, K) positions in them.
+        visible: cached positions the call looks at, its own included.
+        mask: (B, 1, K, C) True where a query may look; None when it may look at all of them.
+        alone: the slot, when there is one row: its cache is then read in place.
+    """
 
     cache: KvCache
-    slots: list[int]
-    starts: Tensor  # (B,) cached positions before this call
-    visible: int  # cached positions the call looks at, this call's included
+    rows: Tensor
+    at: Tensor
+    visible: int
+    mask: Tensor | None
+    alone: int | None
+
+
+def _place(cache: KvCache, slots: list[int], count: int, device: torch.device) -> _Place:
+    starts = [cache.lengths[slot] for slot in slots]
+    visible = max(starts) + count
+    if visible > cache.positions:
+        raise ValueError(f"sequence of {visible} positions; a slot holds {cache.positions}")
+    at = torch.tensor(starts, device=device)[:, None] + torch.arange(count, device=device)
+    is_alone = len(slots) == 1
+    mask = None
+    if not (is_alone and count == 1):
+        mask = torch.arange(visible, device=device) <= at[:, None, :, None]
+    rows = torch.tensor(slots, device=device)[:, None].expand_as(at)
+    return _Place(cache, rows, at, visible, mask, slots[0] if is_alone else None)
 
 
 class _Attention(nn.Module):
@@ -82,20 +106,15 @@ class _Attention(nn.Module):
 
 
 def _cached_attention(q: Tensor, k: Tensor, v: Tensor, place: _Place, layer: int) -> Tensor:
-    count = q.shape[2]
     stored = place.cache.data[layer]  # (2, slots, H, positions, 64)
-    at = place.starts[:, None] + torch.arange(count, device=q.device)  # (B, K)
-    rows = torch.tensor(place.slots, device=q.device)[:, None].expand_as(at)
-    stored[0].transpose(1, 2)[rows, at] = k.transpose(1, 2).to(stored.dtype)
-    stored[1].transpose(1, 2)[rows, at] = v.transpose(1, 2).to(stored.dtype)
-    if len(place.slots) == 1 and count == 1:
-        slot = place.slots[0]  # one row: a view, no mask
-        keys, values = stored[:, slot : slot + 1, :, : place.visible].unbind(0)
-        return F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype))
-    keys, values = stored[:, place.slots, :, : place.visible].unbind(0)
-    columns = torch.arange(place.visible, device=q.device)
-    mask = columns <= at[:, None, :, None]  # (B, 1, K, C)
-    return F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), attn_mask=mask)
+    for kept, fresh in zip(stored, (k, v), strict=True):
+        kept.transpose(1, 2)[place.rows, place.at] = fresh.transpose(1, 2).to(kept.dtype)
+    if place.alone is None:
+        seen = stored[:, place.rows[:, 0], :, : place.visible]
+    else:
+        seen = stored[:, place.alone : place.alone + 1, :, : place.visible]
+    keys, values = seen.to(q.dtype).unbind(0)
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=place.mask)
 
 
 class _Mlp(nn.Module):
@@ -257,19 +276,10 @@ class Gpt(nn.Module):
         return self._logits(hidden), hidden
 
     def _cached(self, x: Tensor, cache: KvCache, slots: list[int]) -> Tensor:
-        starts = [cache.lengths[slot] for slot in slots]
-        visible = max(starts) + x.shape[1]
-        if visible > cache.positions:
-            raise ValueError(f"sequence of {visible} positions; a slot holds {cache.positions}")
-        place = _Place(
-            cache,
-            slots,
-            torch.tensor(starts, device=x.device),
-            visible,
-        )
+        place = _place(cache, slots, x.shape[1], x.device)
         hidden: Tensor = self.final_norm(self.gpt(x, place))
-        for slot, start in zip(slots, starts, strict=True):
-            cache.lengths[slot] = start + x.shape[1]
+        for slot in slots:
+            cache.lengths[slot] += x.shape[1]
         return hidden
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -49,20 +49,27 @@ def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
 
 
 def keep(
-    scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, *, at_least: int = 1
+    scores: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    *,
+    widest: int,
+    at_least: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Cut a row's codes down to those that may be drawn.
 
     Args:
         scores: (B, V) float32, penalised.
         temperature, top_k, top_p: (B,).
+        widest: the largest top_k (given, so that nobody waits for the device to tell).
         at_least: codes that stay whatever top-k and top-p say.
 
     Returns:
         (B, K) probabilities in falling order, 0 for codes that are out, and (B, K) their codes; K
         is the largest top_k.
     """
-    widest = min(max(int(top_k.max()), at_least), scores.shape[-1])
+    widest = min(max(widest, at_least), scores.shape[-1])
     values, codes = (scores / temperature[:, None]).topk(widest, dim=-1)
     rank = torch.arange(widest, device=scores.device)
     is_in = rank < top_k[:, None].clamp_min(at_least)

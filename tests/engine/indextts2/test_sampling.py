@@ -35,6 +35,7 @@ def test_surviving_codes_equal_the_reference(name: str, at_least: int) -> None:
         both * 0.8,
         (both * 30).long(),
         both * 0.8,
+        widest=30,
         at_least=at_least,
     )
 
@@ -45,9 +46,8 @@ def test_surviving_codes_equal_the_reference(name: str, at_least: int) -> None:
 
 def test_rows_keep_their_own_settings() -> None:
     scores = torch.linspace(0, 1, 50).repeat(2, 1)
-    chances, _ = keep(
-        scores, torch.tensor([1.0, 1.0]), torch.tensor([3, 10]), torch.tensor([1.0, 1.0])
-    )
+    ones, top_k = torch.ones(2), torch.tensor([3, 10])
+    chances, _ = keep(scores, ones, top_k, ones, widest=10)
 
     assert (chances > 0).sum(-1).tolist() == [3, 10]
 
