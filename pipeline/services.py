@@ -204,27 +204,48 @@ def make_engine(settings: Settings) -> Engine:
     from engine.backends import make_backend
     from engine.engine import Engine
 
-    options: dict[str, Any] = {}
+    return Engine(make_backend(settings.engine, **engine_options(settings)))
+
+
+def engine_options(settings: Settings) -> dict[str, Any]:
+    """What the engine's backend is made with.
+
+    Raises:
+        Misconfigured: something it cannot do without is not set.
+    """
     if settings.engine == "kokoro":
-        options = {"cache_dir": settings.model_cache, "threads": settings.engine_threads}
-    elif settings.engine == "indextts2":
+        return {"cache_dir": settings.model_cache, "threads": settings.engine_threads}
+    if settings.engine == "indextts2":
         if settings.model_dir is None:
             raise Misconfigured(
                 "engine indextts2 needs the files of the release: --model-dir DIR "
                 "(docs/indextts2.md says which files, and where people get them)"
             )
-        options = {
+        return {
             "model_dir": settings.model_dir,
             "voices_dir": settings.data / "voices",
             "device": settings.device,
         }
-    elif settings.engine == "tone":
-        options = {
-            "pace": settings.tone_pace,
-            "rtf": settings.tone_rtf,
-            "faults": settings.tone_faults,
+    if settings.engine == "remote":
+        if not settings.remote_url:
+            raise Misconfigured(
+                "engine remote needs the address of a speech server: NOTECAST_REMOTE_URL, or "
+                "remote_url in notecast.toml (docs/remote-engine.md)"
+            )
+        return {
+            "url": settings.remote_url,
+            "api_key": settings.remote_key.get_secret_value(),
+            "model": settings.remote_model,
+            "voice": settings.remote_voice,
+            "rate_hz": settings.remote_rate_hz,
+            "slots": settings.remote_slots,
+            "first_byte_s": settings.remote_wait_s,
         }
-    return Engine(make_backend(settings.engine, **options))
+    return {
+        "pace": settings.tone_pace,
+        "rtf": settings.tone_rtf,
+        "faults": settings.tone_faults,
+    }
 
 
 def connectors_file(settings: Settings) -> Path | None:

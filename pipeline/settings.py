@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from pipeline.errors import Misconfigured
 
 PREFIX = "NOTECAST_"
-EngineName = Literal["kokoro", "indextts2", "tone"]
+EngineName = Literal["kokoro", "indextts2", "remote", "tone"]
 
 
 class Settings(BaseSettings):
@@ -63,12 +63,28 @@ class Settings(BaseSettings):
 
     # the voice
     engine: EngineName = Field(
-        "kokoro", description="the voice: kokoro, indextts2, or tone for drills"
+        "kokoro", description="the voice: kokoro, indextts2, remote, or tone for drills"
     )
     model_dir: Path | None = Field(
         None, description="indextts2: directory of the published release (docs/indextts2.md)"
     )
     device: str = Field("auto", description="indextts2: auto, cpu, cuda or cuda:N")
+    remote_url: str = Field(
+        "", description="remote: address of an OpenAI-shaped speech server, http://host:8880"
+    )
+    remote_key: SecretStr = Field(SecretStr(""), description="remote: the server's API key")
+    remote_model: str = Field("tts-1", description="remote: the server's name for its model")
+    remote_voice: str = Field(
+        "",
+        description="remote: one voice, or en=NAME,zh=NAME; empty: the first that the server lists",
+    )
+    remote_rate_hz: int = Field(
+        24_000, ge=8_000, le=192_000, description="remote: of its PCM, unless its answers say"
+    )
+    remote_slots: int = Field(4, gt=0, description="remote: texts the server speaks at a time")
+    remote_wait_s: float = Field(
+        30.0, gt=0, description="remote: a sentence without sound for so long has failed"
+    )
     model_cache: Path | None = Field(
         None, description="prepared models; empty: notecast in the user's cache directory"
     )

@@ -30,6 +30,9 @@ BACKENDS = {
         "IndexTTS-2: cloned voices on a GPU; needs the release's files (docs/indextts2.md)",
         extra="indextts2",
     ),
+    "remote": Entry(
+        "engine.backends.remote", "Remote", "an OpenAI-shaped speech server (docs/remote-engine.md)"
+    ),
     "tone": Entry(
         "engine.backends.tone", "Tone", "coded beeps instead of speech, for tests and drills"
     ),

@@ -161,6 +161,14 @@ class Remote(Backend):
             if call.has_news:
                 self._move(utterance, call)
 
+    def reach(self) -> None:
+        """Ask the server something, to see that it is there.
+
+        Raises:
+            EngineError: it is not, or refuses us; the message says what to mend.
+        """
+        self._server.voices()
+
     def forget(self, utterance: Utterance) -> None:
         if isinstance(utterance.state, _Spoken):
             if utterance.state.call is not None:
@@ -359,7 +367,7 @@ class _Call(threading.Thread):
                     self._pieces.append(_louder(pcm, self._wish.gain))
                     self._arrived.set()
             except ServerUnavailable as error:
-                if heard or is_last_try:
+                if heard or is_last_try or self._closed.is_set():
                     raise
                 log.warning("asking the speech server again: %s", error)
                 self._closed.wait(_BACK_OFF_S)

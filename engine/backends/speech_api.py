@@ -158,7 +158,8 @@ class SpeechServer:
             return EngineOverloaded(f"{where} limits requests ({said}); try again later")
         if status >= 500 or status == 408:
             return ServerUnavailable(f"{where} failed ({said}); its own log says why")
-        return BadRequest(f"{where} refuses the request ({said})", field="text")
+        field = "stream" if "stream" in said.lower() else "text"
+        return BadRequest(f"{where} refuses the request ({said})", field=field)
 
     def _said(self, response: http.client.HTTPResponse) -> str:
         """What the server says about an error, in one line, without our key."""
@@ -227,7 +228,7 @@ class Call:
             yield
         except EngineError:
             raise
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, EOFError, http.client.HTTPException, ValueError) as error:
             if self._closed:
                 raise EngineStopped("the call was cancelled") from error
             raise self._explain(error, what) from error
@@ -277,10 +278,10 @@ class Speech(Call):
                     yield from self._speak(_STREAMING)
                     return
                 except BadRequest as error:
-                    if "stream" not in str(error).lower():
+                    if error.field != "stream":
                         raise
-                    self._server.do_not_stream(self._wish)
             yield from self._speak({})
+            self._server.do_not_stream(self._wish)
 
     def _speak(self, more: Mapping[str, object]) -> Iterator[Pcm]:
         """The sound of one POST."""

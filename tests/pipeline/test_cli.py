@@ -55,6 +55,13 @@ def test_an_unknown_setting_is_one_sentence(tmp_path: Path) -> None:
     assert "NOTECAST_LEASE" in done.stderr
 
 
+def test_square_brackets_in_an_error_are_words(tmp_path: Path) -> None:
+    done = notecast("say", "Hello.", "-o", "notes[bold].xyz", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "notes[bold].xyz: unknown ending" in done.stderr
+
+
 def test_secrets_are_masked(tmp_path: Path) -> None:
     done = notecast("config", "--json", cwd=tmp_path, NOTECAST_S3_SECRET_KEY="hunter2")
 
