@@ -89,6 +89,12 @@ def manner_of(controls: Controls) -> Manner:
     )
 
 
+def asks_for_pitch(controls: Controls) -> bool:
+    """Does somebody want pitch bent: by a number, an emotion or a borrowed voice?"""
+    is_preset = not controls.emotion and (controls.manner or "neutral") in PRESETS
+    return not is_preset or controls.pitch != 1.0 or controls.range != 1.0
+
+
 def _within(name: str, value: float) -> float:
     low, high = LIMITS[name]
     return min(max(value, low), high)

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -113,8 +113,16 @@ def plan(request: SpeechRequest, pack: VoicePack) -> Plan:
             )
             pause_ms = 0
     warnings += _length_warning(request, sentences)
-    degraded = ("emotion",) if any(turn.controls.emotion for turn in request.turns) else ()
-    return Plan(tuple(sentences), degraded, tuple(warnings))
+    return Plan(tuple(sentences), tuple(_degraded(cuts, sentences)), tuple(warnings))
+
+
+def _degraded(cuts: Sequence[_Cut], sentences: Sequence[Sentence]) -> Iterator[str]:
+    """What was asked for and is only met nearly."""
+    if any(cut.turn.controls.emotion for cut in cuts):
+        yield "emotion"
+    manners_of_hibari = {cuts[one.turn].turn.controls for one in sentences if one.voice == HIBARI}
+    if any(manners.manner_of(controls).bends_pitch for controls in manners_of_hibari):
+        yield "manner"
 
 
 def front_end(lang: str) -> ModuleType:
@@ -187,11 +195,15 @@ def _check_manner(name: str, pack: VoicePack) -> None:
 
 
 def _fits_hibari(cuts: Sequence[_Cut]) -> bool:
-    """Is all that the default speaker says English, and none of it in need of pitch control?"""
+    """Is all that the default speaker says English, and nobody asks for what bends pitch?
+
+    A preset alone is no reason to leave hibari: its pace and level are kept, its pitch is not. A
+    script reads decisions out seriously, and that must not change the voice of all English notes.
+    """
     own = [cut for cut in cuts if cut.turn.voice in ("", HIBARI)]
     english = all(lang == "en" for cut in own for lang in cut.langs)
     english = english and not any(_HANZI.search(cut.turn.text) for cut in own)
-    return english and not any(manners.manner_of(cut.turn.controls).bends_pitch for cut in own)
+    return english and not any(manners.asks_for_pitch(cut.turn.controls) for cut in own)
 
 
 def _main_lang(cut: _Cut, cuts: Sequence[_Cut]) -> str:

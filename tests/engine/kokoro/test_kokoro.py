@@ -55,6 +55,19 @@ def test_english_without_a_voice_goes_to_hibari_whole(backend):
     assert voices_of(backend, Turn("Hi.", voice="heart")) == ["heart"]
 
 
+def test_a_seriously_read_decision_keeps_the_english_voice(backend):
+    serious = Turn("We ship on Friday.", controls=Controls(manner="serious"))
+    bent = Turn("We ship on Friday.", controls=Controls(pitch=1.1))
+    moved = Turn("We ship on Friday.", controls=Controls(emotion="serious"))
+
+    plan = backend.plan(SpeechRequest((Turn("Hello."), serious)))
+    assert [one.voice for one in plan.sentences] == ["heart", "heart"]
+    assert plan.degraded == ("manner",)
+    for turn in (bent, moved):
+        plan = backend.plan(SpeechRequest((Turn("Hello."), turn)))
+        assert {one.voice for one in plan.sentences} == {"af_heart"}
+
+
 def test_chinese_and_mixed_text_stays_with_one_voice(backend):
     assert set(voices_of(backend, Turn(CHINESE))) == {"zf_xiaoxiao"}
     assert set(voices_of(backend, Turn(CHINESE), Turn(CHINESE), Turn("Thanks!"))) == {"zf_xiaoxiao"}
