@@ -164,6 +164,9 @@ class Broadcast:
         emit_ms = int(time.time() * 1000)
         if chunk.first:
             self._announce(chunk.seg, text, chunk.pause_ms, words_of(chunk), chunk.quality)
+        self._frames(chunk, emit_ms)
+
+    def _frames(self, chunk: AudioChunk, emit_ms: int | None = None) -> None:
         # A chunk may be a whole sentence: its first frame leaves before the rest is encoded.
         for piece in split_chunks(chunk, FRAME_SAMPLES):
             for frame in self._live.push(piece.pcm, first=piece.first, last=piece.last):
@@ -205,22 +208,9 @@ class Broadcast:
         for spoken in self._earlier():
             pcm = spoken.load()
             self._announce(spoken.seg, spoken.text, spoken.pause_ms, spoken.words, spoken.quality)
-            self._publish_again(AudioChunk(spoken.seg, pcm, first=True, last=True))
+            self._frames(AudioChunk(spoken.seg, pcm, first=True, last=True))
         for chunk, text in self._recent:
             self._publish(chunk, text)
-
-    def _publish_again(self, chunk: AudioChunk) -> None:
-        for frame in self._live.push(chunk.pcm, first=True, last=True):
-            self._patiently(
-                lambda frame=frame: self._session.audio(  # type: ignore[misc]
-                    chunk.seg,
-                    frame.dur_ticks,
-                    frame.packets,
-                    frame.pcm,
-                    first=frame.first,
-                    last=frame.last,
-                )
-            )
 
     def _unless_lost(self, call: Callable[[], object]) -> None:
         try:

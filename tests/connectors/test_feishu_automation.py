@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -130,8 +131,13 @@ def test_tool_that_is_gone_is_unavailable_and_its_address_stays_secret():
     assert "secret-path" not in str(caught.value)
 
 
-def test_without_an_address_nothing_is_written():
-    connector().write_back(REF, DONE)
+def test_without_an_address_nothing_is_written(monkeypatch):
+    def no_network(*_: object) -> None:
+        raise AssertionError("somebody was called")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+
+    assert connector().write_back(REF, DONE) is None
 
 
 class ReadingAutomation(FeishuAutomation):

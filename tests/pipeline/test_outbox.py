@@ -140,6 +140,8 @@ def test_the_sender_publishes_at_once_and_deletes_the_rows(database: Database) -
     finally:
         sender.close()
 
+    assert bell.rung == ["realtime"]
+
 
 def test_the_sender_leaves_to_the_relay_what_it_cannot_publish(database: Database) -> None:
     bell, tried = Bell(), threading.Event()

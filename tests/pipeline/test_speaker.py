@@ -136,6 +136,8 @@ def test_batch_work_leaves_room_for_those_who_wait(house: House) -> None:
         (urgent,) = fill(house, 1)
         wait_until(lambda: urgent in stage.held)
 
+    assert stage.most["batch"] == 6
+
 
 def test_a_suspect_runs_alone_of_its_kind(house: House) -> None:
     fill(house, 3, "quarantine")
