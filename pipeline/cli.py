@@ -710,7 +710,7 @@ def _table(title: str, columns: Any, found: Any) -> None:
     for column in columns:
         table.add_column(str(column), overflow="fold")
     for row in found:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*("" if value is None else escape(str(value)) for value in row))
     console.print(table)
 
 

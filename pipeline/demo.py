@@ -30,6 +30,7 @@ from typing import Any
 import requests
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -336,7 +337,7 @@ def _show(episodes: list[dict[str, Any]], out: Path, console: Console) -> None:
     table = Table(title="What happened", title_justify="left", show_lines=True)
     table.add_column("")
     for one in episodes:
-        table.add_column(f"{one['lang']}: {one['title']}", overflow="fold")
+        table.add_column(escape(f"{one['lang']}: {one['title']}"), overflow="fold")
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "POST to link": lambda one: f"{one['link_ms']:.0f} ms",
         "POST to first sound": lambda one: f"{one['ttfa_ms']:.0f} ms",
@@ -352,7 +353,7 @@ def _show(episodes: list[dict[str, Any]], out: Path, console: Console) -> None:
         "files": lambda one: "\n".join((one["mp3"], one["ogg"], one["vtt"])),
     }
     for name, cell in rows.items():
-        table.add_row(name, *(cell(one) for one in episodes))
+        table.add_row(name, *(escape(cell(one)) for one in episodes))
     console.print(table)
     console.print(f"hear it: open {episodes[0]['mp3']}", highlight=False)
     console.print(f"figures: {out / 'summary.json'}", highlight=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline.errors import Refused
 from streaming.client import Audio, Event, listen
@@ -45,7 +46,7 @@ def follow(link: str, out: Path | None, console: Console) -> int:
     except KeyboardInterrupt:
         status = 130
     except ListenError as error:
-        console.print(f"[red]{error}[/]", highlight=False)
+        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
         if error.url:
             console.print(f"the recording: {error.url}", highlight=False, soft_wrap=True)
         status = 1
@@ -72,13 +73,14 @@ def save_ogg(packets: list[bytes], out: Path) -> None:
 def _show(event: Event, console: Console) -> None:
     kind = event["t"]
     if kind == "opened":
-        console.print(f"[bold]{event.get('title') or 'untitled'}[/]", highlight=False)
+        console.print(f"[bold]{escape(event.get('title') or 'untitled')}[/]", highlight=False)
     elif kind == "queued":
         wait_s = (event.get("eta_ms") or 0) / 1000
         console.print(f"[dim]queued, position {event.get('pos')}, about {wait_s:.0f} s[/]")
     elif kind == "seg":
         at_s = event["ms"] // 1000
-        console.print(f"[dim]{at_s // 60}:{at_s % 60:02}[/] {event['text']}", highlight=False)
+        text = escape(event["text"])
+        console.print(f"[dim]{at_s // 60}:{at_s % 60:02}[/] {text}", highlight=False)
     elif kind == "cut":
         console.print("[yellow]the speaker was interrupted and says the sentence again[/]")
     elif kind == "end":
