@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from pipeline import servers, storage
+from pipeline import servers
 from pipeline.errors import Misconfigured
 from pipeline.storage import (
     MIN_PART_BYTES,
@@ -24,6 +24,7 @@ from pipeline.storage import (
     MemoryStorage,
     ObjectNotFound,
     RangeNotSatisfiable,
+    Report,
     S3Storage,
     Storage,
     StorageRefused,
@@ -419,7 +420,7 @@ def test_ending_of_a_key_tells_the_content_type(tmp_path: Path, key: str, kind: 
 
 
 def test_report_explains_each_failure() -> None:
-    bad = storage.Report(
+    bad = Report(
         put_is_conditional=False,
         complete_is_conditional=True,
         reads_ranges=False,
