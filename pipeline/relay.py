@@ -23,7 +23,7 @@ from pipeline.write_backs import buried, tell_dead
 
 log = logging.getLogger(__name__)
 
-_BUSY_S, _IDLE_S, _AWAY_S = 0.005, 0.25, 2.0  # what is due was left over for a second already
+_BUSY_S, _IDLE_S, _AWAY_S = 0.005, 0.5, 2.0  # what is due was left over for a second already
 _SWEEP_S = 1.0
 _TIDY_S = 600.0
 _GONE_MS = 30_000

@@ -30,7 +30,7 @@ from pipeline.write_backs import buried, tell_dead
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.05
+_TICK_S = 0.1
 _BACKOFF_S = (0.5, 30.0)
 _LOOP_RESTARTS, _LOOP_WINDOW_S = 5, 60.0
 _LOG_BYTES = 4 << 20
