@@ -58,7 +58,6 @@ class Settings(BaseSettings):
     )
     body_limit_bytes: int = Field(1 << 20, gt=0, description="larger hooks get 413")
     link_days: int = Field(30, gt=0, description="how long a live link works")
-    hook_tolerance_s: float = Field(300.0, gt=0, description="oldest signature accepted")
     transactions: int = Field(16, gt=0, description="open transactions per web process")
 
     # the voice
