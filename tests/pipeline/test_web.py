@@ -19,7 +19,8 @@ from pipeline.database import Database
 from pipeline.episodes import produce
 from pipeline.live import make_gateway
 from pipeline.up import new_key
-from pipeline.web import _range, make_web
+from pipeline.web import make_web
+from pipeline.web.files import _range
 from streaming.server import websocket_protocol
 from tests.pipeline.house import House, open_house
 

@@ -1,0 +1,109 @@
+"""`/v1/episodes`: speak a text, see what became of it, stop it. Needs an API key."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from connectors.base import Note, NoteEvent, NoteRef
+from pipeline import episode_view, intake
+from pipeline.operate import stop_episode
+from pipeline.web.site import Site
+
+TEXT_LIMIT = 200_000
+
+
+class NewEpisode(BaseModel):
+    """What `POST /v1/episodes` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Annotated[str, Field(min_length=1, max_length=TEXT_LIMIT)]
+    title: Annotated[str, Field(max_length=400)] = ""
+    lang: Annotated[str, Field(pattern=r"^[a-z]{2}$|^auto$|^$")] = ""
+    voice: Annotated[str, Field(max_length=200)] = ""
+    speakers: dict[str, str] = Field(default_factory=dict, description="speaker -> voice")
+    emotion: Annotated[str, Field(max_length=200)] = ""
+    duration: Annotated[str, Field(description="free, fixed:90s, max:5m or speed:1.1")] = ""
+    detail: Literal["", "brief", "full", "verbatim"] = ""
+
+
+def routes(site: Site) -> APIRouter:
+    """The episode API."""
+    handlers = _Episodes(site)
+    router = APIRouter(
+        prefix="/v1/episodes", tags=["episodes"], dependencies=[Depends(site.check_key)]
+    )
+    router.post("", status_code=202)(handlers.create)
+    router.get("")(handlers.newest)
+    router.get("/{key}")(handlers.show)
+    router.post("/{key}/stop")(handlers.stop)
+    return router
+
+
+class _Episodes:
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._services = site.services
+
+    async def create(self, request: Request, new: Annotated[NewEpisode, Body()]) -> dict[str, Any]:
+        """Speak a text. `Idempotency-Key` makes repeats harmless."""
+        key = request.headers.get("idempotency-key") or ""
+        text = new.model_dump_json()
+        ref = NoteRef("api")
+        content = Note(ref=ref, **{k: v for k, v in new.model_dump().items() if k != "voice"})
+        wanted = {"default": new.voice} if new.voice else {}
+        event = NoteEvent(
+            delivery_key=key[:200]
+            or f"once-{time.time_ns()}-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
+            ref=ref,
+            note=content,
+        )
+
+        def work() -> dict[str, Any]:
+            taken = intake.accept(
+                self._services.database,
+                self._services.links,
+                self._services.doors["api"],
+                event,
+                body_digest=hashlib.sha256(text.encode()).hexdigest(),
+                casting={**wanted, **new.speakers},
+            )
+            self._site.after_commit(taken)
+            view = episode_view.show(self._services, taken.accepted.episode)
+            return {**view, "duplicate": taken.accepted.duplicate}
+
+        answer: dict[str, Any] = await self._site.in_transaction(work)
+        return answer
+
+    async def newest(
+        self,
+        limit: Annotated[int, Query(ge=1, le=200)] = 20,
+        status: Literal["queued", "live", "done", "failed", "cancelled"] | None = None,
+    ) -> dict[str, Any]:
+        """The newest episodes first."""
+        found = await self._site.in_transaction(
+            lambda: episode_view.newest(self._services, limit=limit, status=status)
+        )
+        return {"episodes": found}
+
+    async def show(self, key: str) -> dict[str, Any]:
+        """One episode."""
+        answer: dict[str, Any] = await self._site.in_transaction(
+            lambda: episode_view.show(self._services, key)
+        )
+        return answer
+
+    async def stop(self, key: str) -> dict[str, Any]:
+        """Stop an episode that is not finished; listeners are told."""
+
+        def work() -> dict[str, Any]:
+            stop_episode(self._services, key, actor="api")
+            return episode_view.show(self._services, key)
+
+        answer: dict[str, Any] = await self._site.in_transaction(work)
+        return answer
