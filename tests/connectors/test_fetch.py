@@ -14,7 +14,7 @@ from connectors.errors import ToolRefused, ToolUnavailable
 from connectors.fetch import SafeSession, UnsafeAddress, fetch, is_public, post
 
 LOOPBACK = ipaddress.ip_network("127.0.0.1/32")
-PRIVATE = [  # fmt: skip
+PRIVATE = [
     "127.0.0.1",
     "127.1.2.3",
     "0.0.0.0",
