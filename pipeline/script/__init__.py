@@ -19,13 +19,16 @@ from pipeline.script.model import (
     TooLong,
     Unspeakable,
 )
+from pipeline.script.words import SECTION_NAMES, SectionNames
 
 __all__ = [
     "NARRATOR",
+    "SECTION_NAMES",
     "Chapter",
     "ChapterStart",
     "Script",
     "ScriptError",
+    "SectionNames",
     "Segment",
     "Skipped",
     "TooLong",

@@ -27,7 +27,16 @@ from pipeline.script.model import (
 )
 from pipeline.script.reader import Draft, Reader, Role
 from pipeline.script.speakers import find_speakers, fold
-from pipeline.script.words import Phrases, language_of, number_word
+from pipeline.script.subtitles import read_subtitles
+from pipeline.script.words import (
+    NO_PHRASES,
+    PHRASES,
+    SECTION_NAMES,
+    Phrases,
+    SectionNames,
+    language_of,
+    number_word,
+)
 
 LONG_TRANSCRIPT_CHARACTERS = 20_000  # about an hour: beyond it, notes that have a short form use it
 AFTER_HEADING_MS = 350
@@ -36,12 +45,15 @@ _CODE = re.compile(r"[a-z]{2}")
 _RANK: Mapping[Role, int] = {"front": 0, "summary": 1, "decision": 2, "todo": 3, "other": 4}
 
 
-def compose(note: Note, *, roster: Iterable[str] = ()) -> Script:
+def compose(
+    note: Note, *, roster: Iterable[str] = (), names: SectionNames = SECTION_NAMES
+) -> Script:
     """Turn a note into a script.
 
     Args:
         note: complete, that is with the endpoint's defaults filled in.
         roster: names known to be speakers, beside those the note itself lists.
+        names: what sections are called.
 
     Raises:
         TooLong: above `MAX_CHARACTERS`, `MAX_CHAPTERS` or `MAX_SPEAKERS`.
@@ -51,9 +63,13 @@ def compose(note: Note, *, roster: Iterable[str] = ()) -> Script:
     if size > MAX_CHARACTERS:
         raise TooLong(f"the note has {size} characters, {MAX_CHARACTERS} fit; split it")
     lang = _note_language(note)
-    lines = note.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    speakers = find_speakers(lines, {*roster, *note.speakers, note.speaker} - {"", "default"})
-    reader = Reader(note, lang, speakers)
+    text = note.text.replace("\r\n", "\n").replace("\r", "\n")
+    cleaner = Cleaner(PHRASES.get(lang, NO_PHRASES))
+    subtitles = read_subtitles(text, cleaner)
+    lines = subtitles.lines if subtitles else text.split("\n")
+    known = {*roster, *note.speakers, note.speaker} | (subtitles.speakers if subtitles else set())
+    speakers = find_speakers(lines, known - {"", "default"}, names)
+    reader = Reader(note, lang, speakers, names, cleaner)
     reader.read(lines)
     script = _arrange(reader, note, lang)
     if not any(letters(segment.text) for segment in script.segments()):
@@ -78,7 +94,8 @@ def merge(title: str, scripts: Sequence[Script]) -> Script:
         chapters += [Chapter(first.title or script.title, segments), *others]
     lang = Counter(script.lang for script in scripts).most_common(1)[0][0]
     skipped = tuple(part for script in scripts for part in script.skipped)
-    merged = Script(title, lang, tuple(chapters), skipped)
+    offered = tuple(chapter for script in scripts for chapter in script.offered)
+    merged = Script(title, lang, tuple(chapters), skipped, offered)
     _check_size(merged, sum(len(segment.text) for segment in merged.segments()))
     return merged
 
@@ -100,13 +117,14 @@ def _check_size(script: Script, characters: int) -> None:
 def _arrange(reader: Reader, note: Note, lang: str) -> Script:
     """Title and date, summary, decisions, to-dos, then the rest in its own order."""
     cleaner, phrases = reader.cleaner, reader.phrases
-    title = cleaner.clean(" ".join(note.title.split()))
+    title = cleaner.clean(" ".join(note.title.split())) or reader.title
     drafts = [draft for draft in reader.drafts if draft.segments or draft.title]
+    offered: list[Draft] = []
     title = _take_title(title, drafts, cleaner)
     if not reader.verbatim:
         drafts.sort(key=lambda draft: _RANK[draft.role])
         drafts = _join_same(drafts, cleaner)
-        drafts = _shorten(drafts, note, cleaner)
+        drafts, offered = _shorten(drafts, note)
         _number_decisions(drafts, lang, phrases)
     front = reader.front
     if letters(title):
@@ -119,7 +137,8 @@ def _arrange(reader: Reader, note: Note, lang: str) -> Script:
         drafts[0].role = "front"
     chapters = [_chapter(draft, title, phrases) for draft in drafts]
     shown = title or _first_words(chapters)
-    return Script(shown, lang, tuple(chapters), tuple(cleaner.skipped))
+    others = tuple(_chapter(draft, title, phrases) for draft in offered)
+    return Script(shown, lang, tuple(chapters), tuple(cleaner.skipped), others)
 
 
 def _take_title(title: str, drafts: list[Draft], cleaner: Cleaner) -> str:
@@ -150,26 +169,24 @@ def _join_same(drafts: list[Draft], cleaner: Cleaner) -> list[Draft]:
     return joined
 
 
-def _shorten(drafts: list[Draft], note: Note, cleaner: Cleaner) -> list[Draft]:
-    """`brief`: summary, decisions and to-dos, if the note has any; else everything."""
+def _shorten(drafts: list[Draft], note: Note) -> tuple[list[Draft], list[Draft]]:
+    """What is said and what is offered.
+
+    `brief` says summary, decisions and to-dos, if the note has any, and offers the rest; `full`
+    says everything.
+    """
     speech = sum(len(s.text) for draft in drafts for s in draft.segments if s.kind == "speech")
     brief = note.detail == "brief" or (not note.detail and speech > LONG_TRANSCRIPT_CHARACTERS)
-    todos = [
-        s for draft in drafts if draft.role == "other" for s in draft.segments if s.kind == "todo"
-    ]
-    kept = [draft for draft in drafts if draft.role != "other"]
+    said = [draft for draft in drafts if draft.role != "other"]
+    rest = [draft for draft in drafts if draft.role == "other"]
+    todos = [segment for draft in rest for segment in draft.segments if segment.kind == "todo"]
     if todos:
-        kept.append(Draft("todo", segments=todos))
-    if not brief or not any(draft.segments for draft in kept):
-        return drafts
-    for draft in drafts:
-        if draft.role == "other":
-            cleaner.skip(draft.title, "left out of the short form")
-            for segment in draft.segments:
-                if segment.kind != "todo":
-                    said = f"{segment.speaker} {segment.text}"
-                    cleaner.skip(said.strip(), "left out of the short form")
-    return kept
+        said.append(Draft("todo", segments=todos))
+    if not brief or not any(draft.segments for draft in said):
+        return drafts, []
+    for draft in rest:
+        draft.segments = [segment for segment in draft.segments if segment.kind != "todo"]
+    return said, [draft for draft in rest if draft.segments or draft.title]
 
 
 def _number_decisions(drafts: list[Draft], lang: str, phrases: Phrases) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -80,12 +80,14 @@ class Script:
     Attributes:
         lang: main language, ISO 639-1.
         skipped: what of the note is not said.
+        offered: chapters the short form leaves out; each is spoken when somebody opens it.
     """
 
     title: str
     lang: str
     chapters: tuple[Chapter, ...]
     skipped: tuple[Skipped, ...] = ()
+    offered: tuple[Chapter, ...] = ()
 
     def segments(self) -> Iterator[Segment]:
         """All segments in speaking order; their index is the index of the turn."""
@@ -107,9 +109,25 @@ class Script:
         return cls(
             title=value["title"],
             lang=value["lang"],
-            chapters=tuple(
-                Chapter(item["title"], tuple(Segment(**segment) for segment in item["segments"]))
-                for item in value["chapters"]
-            ),
+            chapters=_chapters(value["chapters"]),
             skipped=tuple(Skipped(**item) for item in value["skipped"]),
+            offered=_chapters(value.get("offered", ())),
         )
+
+    def opened(self, number: int) -> Script:
+        """The script of one offered chapter, `number` from 0.
+
+        Raises:
+            Unspeakable: there is no such chapter.
+        """
+        if not 0 <= number < len(self.offered):
+            raise Unspeakable(f"chapter {number} is not offered; there are {len(self.offered)}")
+        chapter = self.offered[number]
+        return Script(chapter.title or self.title, self.lang, (chapter,))
+
+
+def _chapters(values: Iterable[Mapping[str, Any]]) -> tuple[Chapter, ...]:
+    return tuple(
+        Chapter(item["title"], tuple(Segment(**segment) for segment in item["segments"]))
+        for item in values
+    )

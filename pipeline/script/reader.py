@@ -17,7 +17,7 @@ from pipeline.script.clean import Cleaner, letters
 from pipeline.script.model import NARRATOR, PAUSE_MS, Kind, Segment
 from pipeline.script.speakers import LABEL, STAMPED, fold, turn_pattern
 from pipeline.script.todos import Todo
-from pipeline.script.words import NAMES, NO_PHRASES, PHRASES, SECTIONS, is_han, plain_name
+from pipeline.script.words import NAMES, NO_PHRASES, PHRASES, SectionNames, glue, plain_name
 
 Role = Literal["front", "summary", "decision", "todo", "other"]
 
@@ -46,6 +46,7 @@ _RULE = re.compile(r"\s*(?:[-*_=]\s*){3,}")
 _KINDS: Mapping[str, Kind] = {"decision": "decision", "todo": "todo"}
 _ROLES: Mapping[str, Role] = {"summary": "summary", "decision": "decision", "todo": "todo"}
 _ENDS = tuple("。！？.!?…；;：:」”\"'）)")
+_TITLE_CHARACTERS = 60
 _WRAPPED_CHARACTERS = 40
 _WRAPPED_JOIN_CHARACTERS = 2_000
 
@@ -73,12 +74,21 @@ class _Open:
 class Reader:
     """One pass over the lines; fills `drafts`."""
 
-    def __init__(self, note: Note, lang: str, speakers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        note: Note,
+        lang: str,
+        speakers: Mapping[str, str],
+        names: SectionNames,
+        cleaner: Cleaner,
+    ) -> None:
         self.note = note
+        self.names = names
         self.lang = lang
         self.phrases = PHRASES.get(lang, NO_PHRASES)
         self.verbatim = note.detail == "verbatim"
-        self.cleaner = Cleaner(self.phrases)
+        self.cleaner = cleaner
+        self.title = ""  # as the first line gives it, where the note has none
         self.front = Draft("front")
         self.home = Draft("other")
         self.drafts: list[Draft] = [self.home]
@@ -92,9 +102,36 @@ class Reader:
         self._turn = turn_pattern(speakers)
 
     def read(self, lines: Sequence[str]) -> None:
-        at = 0
+        at = 0 if self.verbatim or letters(self.note.title) else self._opening(lines)
         while at < len(lines):
             at += self._block(lines, at) or self._line(lines[at])
+
+    def _opening(self, lines: Sequence[str]) -> int:
+        """Read a title above everything: `主题：周例会`, or a short line over a date or a section.
+
+        Gives the lines used.
+        """
+        filled = (at for at, line in enumerate(lines) if line.strip())
+        at, below = next(filled, -1), next(filled, -1)
+        found = _SECTION.fullmatch(lines[at]) if at >= 0 else None
+        if found and plain_name(found["name"]) in NAMES["title"] and letters(found["rest"] or ""):
+            self.cleaner.skip(f"{found['mark'] or ''}{found['name']}", "label")
+            self.title = self.cleaner.clean(found["rest"])
+        elif below > 0 and self._is_title(lines[at].strip(), lines[below]):
+            self.title = self.cleaner.clean(lines[at])
+        return at + 1 if letters(self.title) else 0
+
+    def _is_title(self, line: str, below: str) -> bool:
+        plain = not (":" in line or "：" in line or "|" in line or line.endswith(_ENDS))
+        if not plain or len(line) > _TITLE_CHARACTERS:
+            return False
+        if any(form.fullmatch(line) for form in (_HEADING, _BOLD, _ZH_NUMBERED, _TASK, _BULLET)):
+            return False
+        if plain_name(line) in self.names.roles or STAMPED.fullmatch(line):
+            return False
+        section = _SECTION.fullmatch(below)
+        named = section is not None and plain_name(section["name"]) in self.names.roles
+        return named or any(form.fullmatch(below) for form in (_HEADING, _ZH_NUMBERED))
 
     def _block(self, lines: Sequence[str], at: int) -> int:
         """Read a code block or a table; gives the lines used, 0 if there is none."""
@@ -139,7 +176,7 @@ class Reader:
     def _named_section(self, line: str) -> bool:
         """`决议`, `Action items:`, `Decisions: ship on Friday`."""
         found = _SECTION.fullmatch(line)
-        role = SECTIONS.get(plain_name(found["name"])) if found else None
+        role = self.names.roles.get(plain_name(found["name"])) if found else None
         if not found or role is None:
             return False
         rest = (found["rest"] or "").strip()
@@ -255,8 +292,7 @@ class Reader:
         segments = self.place.segments
         last = segments[-1] if segments and self.wrapped and not alone else None
         if last and last.kind == kind and len(last.text) < _WRAPPED_JOIN_CHARACTERS:
-            glue = "" if is_han(last.text[-1:]) and is_han(text[:1]) else " "
-            segments[-1] = replace(last, text=f"{last.text}{glue}{text}")
+            segments[-1] = replace(last, text=f"{last.text}{glue(last.text, text)}{text}")
         else:
             self._say(kind, text, speaker=speaker)
         # A long line without a full stop was broken by a mail program, not by its author.
@@ -316,7 +352,7 @@ class Reader:
 
     def _open(self, words: str, *, fixed: bool = False) -> None:
         """Begin a chapter."""
-        role = SECTIONS.get(plain_name(words), "other")
+        role = self.names.roles.get(plain_name(words), "other")
         self.section = _Open(role=role, fixed=fixed)
         self.speaker, self.stamped = self.note.speaker, False
         self.wrapped = False

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Literal
 
 from pipeline.script.model import MAX_SPEAKERS, TooLong
-from pipeline.script.words import NOT_PEOPLE, SECTIONS
+from pipeline.script.words import SectionNames
 
 _TIME = r"[\[(（]?(?:\d{1,2}:)?\d{1,2}:\d{2}(?:[.,]\d{1,3})?[\])）]?"
 _NAME = r"\*{0,2}(?P<name>[^\W\d_][\w .·'’-]{0,19}?)\*{0,2}"
@@ -22,7 +22,7 @@ STAMPED = re.compile(rf"\s*{_NAME}\s+(?P<time>{_TIME})\s*")
 _NAME_LIST = re.compile(r"[、,，;；/]|\s{2,}|\band\b|和")
 
 
-def find_speakers(lines: Sequence[str], roster: set[str]) -> dict[str, str]:
+def find_speakers(lines: Sequence[str], roster: set[str], names: SectionNames) -> dict[str, str]:
     """Confirmed speakers, folded name -> name.
 
     A label is a speaker if the name is on the roster or an attendee, if it comes twice, if it has a
@@ -32,8 +32,8 @@ def find_speakers(lines: Sequence[str], roster: set[str]) -> dict[str, str]:
         TooLong: more than `MAX_SPEAKERS`.
     """
     known = {fold(name): name for name in roster}
-    labels = _labels(lines, known)
-    names = {label.folded: label.name for label in reversed(labels)}
+    labels = _labels(lines, known, names)
+    written = {label.folded: label.name for label in reversed(labels)}
     seen = Counter(label.folded for label in labels if label.folded)
     sure = {*known, *(name for name in seen if seen[name] > 1)}
     sure.update(label.folded for label in labels if label.kind == "timed")
@@ -42,7 +42,7 @@ def find_speakers(lines: Sequence[str], roster: set[str]) -> dict[str, str]:
         sure |= stamped
     neighbours = [*pairwise(labels), *pairwise(reversed(labels))]
     sure.update(b.folded for a, b in neighbours if b.folded and a.folded in sure)
-    speakers = {name: known.get(name, names.get(name, "")) for name in sure - NOT_PEOPLE}
+    speakers = {name: known.get(name, written.get(name, "")) for name in sure - names.not_people}
     if len(seen.keys() & speakers.keys()) > MAX_SPEAKERS:
         raise TooLong(f"the note has more than {MAX_SPEAKERS} speakers; split it")
     return speakers
@@ -57,16 +57,16 @@ class _Label:
     kind: Literal["", "bare", "timed", "stamp"] = ""
 
 
-def _labels(lines: Sequence[str], known: dict[str, str]) -> list[_Label]:
+def _labels(lines: Sequence[str], known: dict[str, str], names: SectionNames) -> list[_Label]:
     """One label for each line that is not blank; adds attendees to `known`."""
     labels = []
     for line in filter(str.strip, lines):
         stamp = STAMPED.fullmatch(line) if len(line) < 80 else None
         found = stamp or LABEL.match(line[:200])
         folded = fold(found["name"]) if found else ""
-        if found and SECTIONS.get(folded) == "attendees":
+        if found and names.roles.get(folded) == "attendees":
             known.update(_attendees(line.partition(found["name"])[2]))
-        if not found or folded in NOT_PEOPLE:
+        if not found or folded in names.not_people:
             labels.append(_Label())
         elif stamp:
             labels.append(_Label(folded, found["name"].strip(), "stamp"))

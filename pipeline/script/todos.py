@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.script.clean import Cleaner, letters
 from pipeline.script.speakers import fold
-from pipeline.script.words import NAMES, NOT_PEOPLE, is_han
+from pipeline.script.words import NAMES, SECTION_NAMES, is_han
 
 _OWNER_FIRST = re.compile(r"(?P<owner>[^\W\d_][\w .·'’-]{0,19}?)\s*[:：]\s*(?P<task>.+)")
 _BRACKET = re.compile(r"(?P<task>.+?)\s*[（(](?P<inside>[^（）()]{1,80})[）)]\s*[。.]?")
@@ -101,7 +101,7 @@ def _is_name(text: str) -> bool:
     """At most three words, or at most four Han characters, and no label."""
     name = text.strip()
     return (
-        fold(name) not in NOT_PEOPLE
+        fold(name) not in SECTION_NAMES.not_people
         and len(name.split()) <= 3
         and (len(name) <= 4 or not is_han(name[0]))
     )

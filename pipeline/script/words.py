@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 
@@ -78,12 +78,38 @@ def plain_name(text: str) -> str:
 
 
 NAMES = _load_names()
-SECTIONS: Mapping[str, str] = {
-    name: role
-    for role in ("decision", "todo", "summary", "meta", "attendees", "other")
-    for name in NAMES[role]
-}
-NOT_PEOPLE = frozenset(SECTIONS) | NAMES["stop"] | NAMES["owner"] | NAMES["due"]
+_SECTION_ROLES = ("decision", "todo", "summary", "meta", "attendees", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class SectionNames:
+    """What sections of notes are called, and which words are never a person.
+
+    Attributes:
+        roles: name as `plain_name` gives it -> `decision`, `todo`, `summary`, `meta`, `attendees`
+            or `other`.
+    """
+
+    roles: Mapping[str, str]
+    not_people: frozenset[str]
+
+    def with_more(self, names: Mapping[str, Iterable[str]]) -> SectionNames:
+        """These and a team's own: role -> names.
+
+        Raises:
+            ValueError: an unknown role.
+        """
+        unknown = names.keys() - set(_SECTION_ROLES)
+        if unknown:
+            raise ValueError(f"{min(unknown)!r} is none of {', '.join(_SECTION_ROLES)}")
+        more = {plain_name(name): role for role, group in names.items() for name in group}
+        return SectionNames({**self.roles, **more}, self.not_people | more.keys())
+
+
+_ROLES = {name: role for role in _SECTION_ROLES for name in NAMES[role]}
+SECTION_NAMES = SectionNames(
+    _ROLES, frozenset(_ROLES) | NAMES["stop"] | NAMES["owner"] | NAMES["due"]
+)
 
 
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
@@ -106,3 +132,9 @@ def language_of(text: str, main: str) -> str:
 def is_han(character: str) -> bool:
     """Whether a character is a Chinese one."""
     return bool(_HAN.match(character))
+
+
+def glue(before: str, after: str) -> str:
+    """What stands between two pieces of one sentence: nothing in Chinese, else a space."""
+    wide = all(one >= "\u2e80" for one in (before[-1:], after[:1]))
+    return "" if wide else " "

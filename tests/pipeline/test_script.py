@@ -13,6 +13,7 @@ from connectors.base import Note, NoteRef
 from engine.base import Voice
 from pipeline.script import (
     NARRATOR,
+    SECTION_NAMES,
     Script,
     ScriptError,
     TooLong,
@@ -272,12 +273,29 @@ def test_verbatim_keeps_the_order_and_the_words():
     assert said(script) == ["Hello.", "Decisions: ship", "Next", "Alice: go"]
 
 
-def test_brief_says_decisions_and_to_dos_and_names_what_it_left_out():
+def test_brief_says_decisions_and_to_dos_and_offers_the_rest():
     script = compose(note(ENGLISH, detail="brief"))
 
     assert [c.title for c in script.chapters] == ["Weekly sync", "Decisions", "Action items"]
-    left_out = [s.text for s in script.skipped if s.reason == "left out of the short form"]
-    assert "Bob I will cut travel." in left_out
+    assert [c.title for c in script.offered] == ["Budget"]
+    opened = script.opened(0)
+    assert opened.title == "Budget"
+    assert "I will cut travel." in said(opened)
+    with pytest.raises(Unspeakable, match="not offered"):
+        script.opened(1)
+
+
+def test_a_team_may_name_its_own_sections():
+    text = "拍板事项：\n- 周五发布\n讨论\n李雷：好。"
+    plain, own = (
+        compose(note(text)),
+        compose(note(text), names=SECTION_NAMES.with_more({"decision": ["拍板事项"]})),
+    )
+
+    assert "决议：周五发布" not in said(plain)
+    assert "决议：周五发布" in said(own)
+    with pytest.raises(ValueError, match="decision, todo"):
+        SECTION_NAMES.with_more({"decisions": []})
 
 
 def test_brief_without_anything_brief_says_everything():
@@ -436,7 +454,8 @@ _PIECES = [
     "[words](https://u.example)", "![alt](pic.png)", ":smile:", "🎉", "@Ann ", "```\n", "。",
     "（负责人：李雷，截止：周五）", "(owner: Bob, due Friday)", "参会人：李雷、王五", "\n", "\n\n",
     ". ", " ", "Summary", "TODO: ", "550e8400-e29b-41d4-a716-446655440000", "1️⃣", "ß", "\u200b",
-    "Date: 2026-11-20", "３", "\x07",
+    "Date: 2026-11-20", "３", "\x07", "WEBVTT\n\n", "7\n00:00:01.000 --> 00:00:02.500\n",
+    "00:01,000 --> 00:02,500 align:start\n", "<v Ann Lee (Guest)>", "</v>", "NOTE x\n",
 ]  # fmt: skip
 
 
@@ -457,7 +476,9 @@ def test_every_letter_is_said_or_accounted_for(text: str, title: str, detail: st
         return
 
     kept = [f"{s.speaker} {s.text}" for s in script.segments()]
-    kept += [chapter.title for chapter in script.chapters if not chapter.segments]
+    chapters = [*script.chapters, *script.offered]
+    kept += [chapter.title for chapter in chapters if not chapter.segments]
+    kept += [f"{s.speaker} {s.text}" for chapter in script.offered for s in chapter.segments]
     kept += [skipped.text for skipped in script.skipped]
     assert characters(f"{title} {text}") - characters(" ".join(kept)) == Counter()
     assert Script.from_dict(json.loads(json.dumps(script.to_dict()))) == script
