@@ -190,6 +190,8 @@ class AudioChunk:
         pause_ms: leading silence inside `pcm`.
         words: timings of the whole sentence, on its first live chunk where the engine knows them.
         quality: where the timings come from.
+        remarks: for people, how this sentence came out when that is not as wished (cut off, far
+            from its natural length); on its last chunk.
     """
 
     seg: int
@@ -201,6 +203,7 @@ class AudioChunk:
     pause_ms: int = 0
     words: tuple[WordTiming, ...] = ()
     quality: TimingQuality = "model"
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from engine.base import SAMPLE_RATE_HZ
+from engine.base import SAMPLE_RATE_HZ, Pcm
 
 LOWEST_HZ, HIGHEST_HZ = 8_000, 192_000
 
@@ -60,6 +60,11 @@ class StreamResampler:
         done = end * self._down // self._up - self._spent
         self._held, self._spent = self._held[done:], self._spent + done
         return out
+
+
+def to_pcm(wave: npt.NDArray[np.floating]) -> Pcm:
+    """(n,) in -1..1 -> int16, clipped."""
+    return np.clip(np.round(wave * 32767.0), -32768, 32767).astype(np.int16)
 
 
 @lru_cache(maxsize=8)

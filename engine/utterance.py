@@ -133,4 +133,5 @@ def split_chunks(chunk: AudioChunk, samples: int) -> Iterator[AudioChunk]:
             last=chunk.last and is_last,
             words=chunk.words if is_first else (),
             pause_ms=chunk.pause_ms if is_first else 0,
+            remarks=chunk.remarks if is_last else (),
         )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.base import SAMPLE_RATE_HZ
-from engine.resample import StreamResampler
+from engine.resample import StreamResampler, to_pcm
 
 RATES = [8_000, 16_000, 22_050, 32_000, 44_100, 48_000]
 
@@ -53,3 +53,12 @@ def test_nothing_waits_longer_than_the_filter_reaches():
 def test_rates_that_no_server_has_are_refused(rate_hz: int):
     with pytest.raises(ValueError, match="goes from 8000 to 192000"):
         StreamResampler(rate_hz)
+
+
+@pytest.mark.parametrize(("given_", "wanted"), [(22_050, 24_000), (256, 279), (1, 2), (0, 0)])
+def test_length_is_that_of_the_sound(given_: int, wanted: int):
+    assert len(StreamResampler(22_050).push(np.zeros(given_), last=True)) == wanted
+
+
+def test_loud_samples_are_clipped_not_wrapped():
+    assert to_pcm(np.array([2.0, -2.0, 0.5])).tolist() == [32767, -32768, 16384]

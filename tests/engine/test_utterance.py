@@ -136,7 +136,8 @@ def test_parked_means_more_unread_sound_than_allowed(moves: list[int | None]):
 @settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 2000))
 def test_split_chunks_lose_nothing(samples: int, size: int):
-    whole = chunk(samples, pause_ms=7, words=(WordTiming("a", 0, 1, (0, 1)),))
+    words = (WordTiming("a", 0, 1, (0, 1)),)
+    whole = chunk(samples, pause_ms=7, words=words, remarks=("cut off",))
 
     pieces = list(split_chunks(whole, size))
 
@@ -146,3 +147,5 @@ def test_split_chunks_lose_nothing(samples: int, size: int):
     assert [p.last for p in pieces] == [False] * (len(pieces) - 1) + [True]
     assert [p.pause_ms for p in pieces] == [7] + [0] * (len(pieces) - 1)
     assert pieces[0].words == whole.words
+    assert [r for p in pieces for r in p.remarks] == ["cut off"]
+    assert pieces[-1].remarks == whole.remarks

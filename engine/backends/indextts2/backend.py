@@ -13,12 +13,13 @@ from torch import Tensor
 
 from engine.backends.indextts2 import emotion, planning, release
 from engine.backends.indextts2.cfm import STEPS
+from engine.backends.indextts2.config import SAMPLE_RATE_HZ as MODEL_RATE_HZ
+from engine.backends.indextts2.decode import slot_bytes
 from engine.backends.indextts2.errors import UnsupportedModel
 from engine.backends.indextts2.library import ClonedVoice, VoiceLibrary
 from engine.backends.indextts2.model import Model, Placement
 from engine.backends.indextts2.normalise import Normaliser, Verbaliser, WeText, read_glossary
 from engine.backends.indextts2.render import Plan as RenderPlan
-from engine.backends.indextts2.resample import StreamResampler, to_pcm
 from engine.backends.indextts2.sampling import Sampling
 from engine.backends.indextts2.serve import Sound, Stream, Synthesiser, Task
 from engine.backends.indextts2.tokenizer import Tokenizer
@@ -34,13 +35,15 @@ from engine.base import (
     Voice,
 )
 from engine.errors import BadRequest, EngineError, UnknownVoice
+from engine.resample import StreamResampler, to_pcm
 from engine.utterance import Utterance
 
 log = logging.getLogger(__name__)
 
-_RECIPE = "1"  # part of `build`: change it when the same weights sound different
+_RECIPE = "2"  # part of `build`: change it when the same weights sound different
 _CANDIDATES = 3  # readings to choose from for a wanted length, when nobody waits
 _MOST_EMOTIONS = 256
+_SLOTS_ON_CPU, _SLOTS_ON_GPU = 8, 64
 
 
 @dataclass(eq=False)
@@ -49,7 +52,8 @@ class _Spoken:
 
     stream: Stream
     next_seg: int
-    resampler: StreamResampler = field(default_factory=StreamResampler)
+    begun: dict[int, Sentence] = field(default_factory=dict)  # as planned when decoding began
+    resampler: StreamResampler = field(default_factory=lambda: StreamResampler(MODEL_RATE_HZ))
     error: EngineError | None = None
 
 
@@ -61,7 +65,8 @@ class IndexTTS2(Backend):
         voices_dir: the library of cloned voices; `voices` in the model directory by default.
         cache_dir: where features of voices are kept; `.features` in the voices folder by default.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        slots: requests in flight.
+        slots: requests in flight; None for 8 on a CPU, and on a GPU for up to 64 in half of the
+            memory that the model leaves free.
         steps: Euler steps of flow matching; fewer is faster and rougher.
         adaptive: let chunk sizes follow the listener's runway; by default on a GPU only.
         sampling: how codes are drawn.
@@ -83,7 +88,7 @@ class IndexTTS2(Backend):
         voices_dir: Path | str | None = None,
         cache_dir: Path | str | None = None,
         device: str = "auto",
-        slots: int = 8,
+        slots: int | None = None,
         steps: int = STEPS,
         adaptive: bool | None = None,
         sampling: Sampling | None = None,
@@ -91,7 +96,7 @@ class IndexTTS2(Backend):
         threads: int | None = None,
         verbalise: Verbaliser | None = None,
     ) -> None:
-        if slots < 1 or not (1 <= steps <= 100 and 1 <= beams <= 8):
+        if (slots is not None and slots < 1) or not (1 <= steps <= 100 and 1 <= beams <= 8):
             raise BadRequest(
                 "slots goes from 1, steps from 1 to 100, beams from 1 to 8", field="engine"
             )
@@ -102,6 +107,7 @@ class IndexTTS2(Backend):
         config = self._model.config
         if config.s2mel.latent_dim != config.gpt.width:
             raise UnsupportedModel(f"{folder}: a parity release cannot speak (latent_dim)")
+        slots = slots or _slots_that_fit(self._model)
         self._library = VoiceLibrary(Path(voices_dir) if voices_dir else folder / "voices")
         features = Path(cache_dir) if cache_dir else self._library.folder / ".features"
         self._cache = VoiceCache(self._model, features)
@@ -143,10 +149,11 @@ class IndexTTS2(Backend):
         return self._planner(request)
 
     def warm(self, langs: Sequence[str] = ()) -> None:
-        """Learn every voice of the library that is not in the cache yet."""
+        """Learn every voice of the library that is not in the cache yet; record static calls."""
         del langs  # one model for all
         for cloned in self._library.all():
             self._cache.of_file(cloned.clip)
+        self._synthesiser.warm()
 
     def step(self, batch: Sequence[Utterance]) -> None:
         spoken = [self._spoken(utterance) for utterance in batch]
@@ -176,11 +183,13 @@ class IndexTTS2(Backend):
             # read sentence by sentence: a caller who replaces the plan is heard from the next on
             if state.next_seg >= len(utterance.plan.sentences):
                 return None
+            sentence = utterance.plan.sentences[state.next_seg]
             try:
-                task = self._task(utterance.plan.sentences[state.next_seg], request)
+                task = self._task(sentence, request)
             except EngineError as error:
                 state.error = error
                 return None
+            state.begun[state.next_seg] = sentence
             state.next_seg += 1
             return task
 
@@ -244,12 +253,12 @@ class IndexTTS2(Backend):
     # from sound to chunks ---------------------------------------------------------------------
 
     def _emit(self, utterance: Utterance, state: _Spoken, sound: Sound) -> None:
-        sentence = utterance.plan.sentences[sound.number]
+        sentence = state.begun[sound.number]
         detail = sentence.detail
         assert isinstance(detail, planning.Detail)
         if sound.first:
-            state.resampler = StreamResampler()
-        pcm = to_pcm(state.resampler.push(sound.wave * np.float32(detail.gain), last=sound.last))
+            state.resampler = StreamResampler(MODEL_RATE_HZ)
+        pcm = to_pcm(state.resampler.push(sound.wave * detail.gain, last=sound.last))
         pause_ms = sentence.pause_before_ms if sound.first else 0
         length_ms = sentence.estimated_ms
         if sound.first and sound.last:
@@ -257,6 +266,9 @@ class IndexTTS2(Backend):
         if pause_ms:
             silence = np.zeros(pause_ms * SAMPLE_RATE_HZ // 1000, np.int16)
             pcm = np.concatenate([silence, pcm])
+        remarks: tuple[str, ...] = ()
+        if sound.last:
+            remarks = planning.remarks(sentence, codes=sound.codes, ended=sound.ended)
         utterance.emit(
             AudioChunk(
                 seg=sound.number,
@@ -266,12 +278,17 @@ class IndexTTS2(Backend):
                 pause_ms=pause_ms,
                 words=planning.words(sentence, length_ms) if sound.first else (),
                 quality="estimate",
+                remarks=remarks,
             )
         )
         if sound.last:
+            del state.begun[sound.number]
             utterance.next_seg = sound.number + 1
-            if sound.is_truncated:
-                log.warning("sentence truncated", extra={"seg": sound.number, "codes": sound.codes})
+            if remarks:
+                log.warning(
+                    "sentence not as wished",
+                    extra={"seg": sound.number, "codes": sound.codes, "ended": sound.ended},
+                )
 
     # what plans ask ---------------------------------------------------------------------------
 
@@ -291,6 +308,13 @@ class IndexTTS2(Backend):
 
     def _can_describe(self) -> None:
         emotion.Describer.check(self._qwen_dir())
+
+
+def _slots_that_fit(model: Model) -> int:
+    if model.device.type != "cuda":
+        return _SLOTS_ON_CPU
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(1, min(_SLOTS_ON_GPU, free // 2 // slot_bytes(model)))
 
 
 def _placement(device: str) -> Placement:

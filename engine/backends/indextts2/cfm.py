@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,11 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.backends.indextts2.config import MEL_BANDS, STYLE_DIM, S2MelConfig
+from engine.backends.indextts2.graphs import Outputs, StaticCall, StaticCalls, at_least
 
 GUIDANCE = 0.7
 STEPS = 25
 MAX_FRAMES = 16_384  # positions the model was built for
-BUCKETS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # frames a batched window is padded to
+# frames a window is padded to when it shares a call
+BUCKETS = (128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560)
+ROWS = (1, 2, 4, 8, 16)  # windows of a static call
+LIVE_BUCKETS = (256, 320, 384, 448, 512)  # what windows of the live schedule fall into
 _TIME_BANDS = 128
 _NORM_EPS = 1e-5
 
@@ -85,11 +90,13 @@ class _Attention(nn.Module):
         return out
 
 
-def _rotary(frames: int, head: int, device: torch.device) -> Tensor:
-    """(T, head / 2, 2) cosines and sines."""
-    rates = 1.0 / 10_000 ** (torch.arange(0, head, 2, device=device).float() / head)
-    angles = torch.outer(torch.arange(frames, device=device).float(), rates)
-    return torch.stack([angles.cos(), angles.sin()], -1)
+@lru_cache(maxsize=8)
+def _rotary(head: int, device: torch.device) -> Tensor:
+    """(MAX_FRAMES, head / 2, 2) cosines and sines."""
+    with torch.inference_mode(False):  # kept, so it must be an ordinary tensor
+        rates = 1.0 / 10_000 ** (torch.arange(0, head, 2, device=device).float() / head)
+        angles = torch.outer(torch.arange(MAX_FRAMES, device=device).float(), rates)
+        return torch.stack([angles.cos(), angles.sin()], -1)
 
 
 def _rotate(x: Tensor, rotary: Tensor) -> Tensor:
@@ -197,13 +204,11 @@ class _Final(nn.Module):
 class _Shape:
     """Lengths of the rows of a call, and what follows from them."""
 
-    def __init__(self, lengths: Sequence[int], frames: int, device: torch.device) -> None:
-        self.is_ragged = any(n != frames for n in lengths)
+    def __init__(self, lengths: Tensor | None, frames: int) -> None:
+        self._n = None if lengths is None else lengths[:, None]  # (R, 1)
         self._real: Tensor | None = None
-        self._n: Tensor | None = None
-        if self.is_ragged:
-            self._n = torch.tensor(list(lengths), device=device)[:, None]  # (R, 1)
-            self._real = torch.arange(frames, device=device) < self._n  # (R, T)
+        if self._n is not None:
+            self._real = torch.arange(frames, device=self._n.device) < self._n  # (R, T)
 
     @property
     def attention_mask(self) -> Tensor | None:
@@ -294,7 +299,7 @@ class Dit(nn.Module):
         return merged + F.linear(style, for_style)[:, None]
 
     def forward(
-        self, x: Tensor, constant: Tensor, modulation: Modulation, lengths: Sequence[int]
+        self, x: Tensor, constant: Tensor, modulation: Modulation, lengths: Tensor | None = None
     ) -> Tensor:
         """Velocity at x.
 
@@ -302,13 +307,13 @@ class Dit(nn.Module):
             x: (R, 80, T).
             constant: (R, T, D) from `constant`.
             modulation: one time per row.
-            lengths: real frames of each row; what lies beyond is ignored and its result
-                meaningless.
+            lengths: (R,) real frames of each row, None when all are full; what lies beyond is
+                ignored and its result meaningless.
 
         Returns:
             (R, 80, T).
         """
-        shape = _Shape(lengths, x.shape[-1], x.device)
+        shape = _Shape(lengths, x.shape[-1])
         tokens = x.transpose(1, 2)
         h = constant + F.linear(tokens, self.cond_x_merge_linear.weight[:, :MEL_BANDS])
         h = self._blocks(h, modulation.norms, shape)
@@ -320,7 +325,7 @@ class Dit(nn.Module):
 
     def _blocks(self, h: Tensor, norms: Tensor, shape: _Shape) -> Tensor:
         half = self.cfg.depth // 2
-        rotary = _rotary(h.shape[1], self.cfg.width // self.cfg.heads, h.device)
+        rotary = _rotary(self.cfg.width // self.cfg.heads, h.device)[: h.shape[1]]
         mask = shape.attention_mask
         skips: list[Tensor] = []
         layers: Iterable[Any] = self.transformer.layers
@@ -396,27 +401,94 @@ class Solver:
         self.dit = dit
         self._grids: dict[int, tuple[list[float], Modulation]] = {}
 
-    def advance(self, windows: Sequence[Window], *, frames: int | None = None) -> None:
+    def advance(
+        self,
+        windows: Sequence[Window],
+        *,
+        frames: int | None = None,
+        calls: StaticCalls | None = None,
+    ) -> None:
         """One Euler step for each window.
 
         Args:
             windows: none of them done.
             frames: pad all to this many (a bucket); None pads to the longest.
+            calls: make the step with a static call of that bucket.
         """
-        size = max(frames or 0, *(w.frames for w in windows)) if windows else 0
         if not windows:
+            return
+        size = max(frames or 0, *(w.frames for w in windows))
+        if calls is not None:
+            self._static_advance(windows, size, calls)
             return
         modulation = _stack([self._modulation(w) for w in windows for _ in range(2)])
         x = torch.stack([F.pad(w.x, (0, size - w.frames)) for w in windows for _ in range(2)])
         constant = torch.cat([F.pad(w.constant, (0, 0, 0, size - w.frames)) for w in windows])
-        lengths = [w.frames for w in windows for _ in range(2)]
+        lengths = None
+        if any(w.frames != size for w in windows):
+            lengths = torch.tensor([w.frames for w in windows for _ in range(2)], device=x.device)
         velocity = self.dit(x, constant, modulation, lengths)
         for i, window in enumerate(windows):
-            with_condition, without = velocity[2 * i : 2 * i + 2, :, : window.frames]
-            v = (1 + GUIDANCE) * with_condition - GUIDANCE * without
+            v = _guided(velocity[2 * i : 2 * i + 2, :, : window.frames])
             window.x = window.x + self._grid(window.steps)[0][window.step] * v
             window.x[:, : window.prompt_frames] = 0
             window.step += 1
+
+    @torch.inference_mode()
+    def warm(self, calls: StaticCalls, *, rows: int) -> None:
+        """Record the static calls that live windows need, up to so many windows in a call."""
+        for count in sorted((r for r in ROWS if r < 2 * rows), reverse=True):
+            for frames in reversed(LIVE_BUCKETS):
+                calls.warm(("flow", count, frames), partial(self._static_call, count, frames))
+
+    def _static_advance(self, windows: Sequence[Window], size: int, calls: StaticCalls) -> None:
+        rows = at_least(len(windows), ROWS)
+        call = calls.get(("flow", rows, size), partial(self._static_call, rows, size))
+        buffers = call.buffers
+        shape = torch.zeros(3, rows)  # length, prompt, width of the step
+        shape[0] = size
+        for i, window in enumerate(windows):
+            buffers["x"][i, :, : window.frames] = window.x
+            buffers["constant"][2 * i : 2 * i + 2, : window.frames] = window.constant
+            width = self._grid(window.steps)[0][window.step]
+            shape[:, i] = torch.tensor([window.frames, window.prompt_frames, width])
+        buffers["shape"].copy_(shape)
+        modulation = _stack([self._modulation(w) for w in windows])
+        for name in ("norms", "gates", "final"):
+            buffers[name][: len(windows)] = getattr(modulation, name)
+        (x,) = call()
+        for i, window in enumerate(windows):
+            window.x = x[i, :, : window.frames].clone()
+            window.step += 1
+
+    def _static_call(self, rows: int, frames: int) -> StaticCall:
+        cfg, device = self.dit.cfg, self.dit.conv1.weight.device
+
+        def region(
+            x: Tensor, constant: Tensor, shape: Tensor, norms: Tensor, gates: Tensor, final: Tensor
+        ) -> Outputs:
+            lengths, prompts = shape[:2].long()
+            modulation = Modulation(_twice(norms), _twice(gates), _twice(final))
+            velocity = self.dit(_twice(x), constant, modulation, _twice(lengths))
+            moved = x + shape[2][:, None, None] * _guided(velocity.unflatten(0, (rows, 2)))
+            at = torch.arange(frames, device=device)
+            is_new = (at >= prompts[:, None]) & (at < lengths[:, None])
+            return (torch.where(is_new[:, None], moved, 0.0),)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=device)
+
+        shape = zeros(3, rows)
+        shape[0] = frames
+        buffers = {
+            "x": zeros(rows, MEL_BANDS, frames),
+            "constant": zeros(2 * rows, frames, cfg.width),
+            "shape": shape,
+            "norms": zeros(rows, 2 * cfg.depth + 1, 2 * cfg.width),
+            "gates": zeros(rows, 2 * cfg.wavenet_width * cfg.wavenet_layers),
+            "final": zeros(rows, 2 * cfg.wavenet_width),
+        }
+        return StaticCall(buffers, region)
 
     def solve(self, window: Window) -> Tensor:
         """All steps of one window; returns its mel (80, T - P)."""
@@ -442,6 +514,17 @@ class Solver:
         return self._grids[steps]
 
 
+def _guided(velocity: Tensor) -> Tensor:
+    """(..., 2, 80, T) with and without condition -> (..., 80, T)."""
+    with_condition, without = velocity.unbind(-3)
+    return (1 + GUIDANCE) * with_condition - GUIDANCE * without
+
+
+def _twice(x: Tensor) -> Tensor:
+    """(W, ...) -> (2 W, ...), each entry twice in a row."""
+    return x[:, None].expand(-1, 2, *x.shape[1:]).flatten(0, 1)
+
+
 def _stack(rows: list[Modulation]) -> Modulation:
     return Modulation(
         torch.stack([r.norms for r in rows]),
@@ -452,4 +535,4 @@ def _stack(rows: list[Modulation]) -> Modulation:
 
 def bucket(frames: int) -> int:
     """Frames a window is padded to when it shares a call."""
-    return next((b for b in BUCKETS if b >= frames), -(-frames // 512) * 512)
+    return at_least(frames, BUCKETS)

@@ -27,6 +27,17 @@ def natural_ms(pieces: Sequence[str]) -> int:
     return max(_LEAST_MS, wide * _IDEOGRAPH_MS + (len(pieces) - wide - lone) * _PIECE_MS)
 
 
+def stretch(frames: int, codes: int) -> float:
+    """How long a sentence of so many codes is in so many frames, against its natural length."""
+    return frames / (FRAMES_PER_CODE * max(1, codes))
+
+
+def is_sensible(ratio: float) -> bool:
+    """Whether a length is near enough to the natural one."""
+    low, high = SENSIBLE
+    return low - 1e-6 <= ratio <= high + 1e-6
+
+
 def frames_of(seconds: float) -> int:
     """Mel frames nearest to a length."""
     return max(1, round(seconds * SAMPLE_RATE_HZ / HOP))

@@ -60,7 +60,7 @@ class _Place:
         at: (B, K) positions in them.
         visible: cached positions the call looks at, its own included.
         mask: (B, 1, K, C) True where a query may look; None when it may look at all of them.
-        alone: the slot, when there is one row: its cache is then read in place.
+        side_by_side: the slots, when they are neighbours: their cache is then read in place.
     """
 
     cache: KvCache
@@ -68,7 +68,7 @@ class _Place:
     at: Tensor
     visible: int
     mask: Tensor | None
-    alone: int | None
+    side_by_side: slice | None
 
 
 def _place(cache: KvCache, slots: list[int], count: int, device: torch.device) -> _Place:
@@ -82,7 +82,16 @@ def _place(cache: KvCache, slots: list[int], count: int, device: torch.device) -
     if not (is_alone and count == 1):
         mask = torch.arange(visible, device=device) <= at[:, None, :, None]
     rows = torch.tensor(slots, device=device)[:, None].expand_as(at)
-    return _Place(cache, rows, at, visible, mask, slots[0] if is_alone else None)
+    in_place = slice(slots[0], slots[0] + 1) if is_alone else None
+    return _Place(cache, rows, at, visible, mask, in_place)
+
+
+def _first_slots(cache: KvCache, starts: Tensor, visible: int) -> _Place:
+    """One position for each of the first slots, without a question to the host."""
+    at = starts.clamp(max=cache.positions - 1)[:, None]  # (B, 1)
+    mask = torch.arange(visible, device=at.device) <= at[:, None, :, None]
+    rows = torch.arange(len(at), device=at.device)[:, None]
+    return _Place(cache, rows, at, visible, mask, slice(0, len(at)))
 
 
 class _Attention(nn.Module):
@@ -109,10 +118,8 @@ def _cached_attention(q: Tensor, k: Tensor, v: Tensor, place: _Place, layer: int
     stored = place.cache.data[layer]  # (2, slots, H, positions, 64)
     for kept, fresh in zip(stored, (k, v), strict=True):
         kept.transpose(1, 2)[place.rows, place.at] = fresh.transpose(1, 2).to(kept.dtype)
-    if place.alone is None:
-        seen = stored[:, place.rows[:, 0], :, : place.visible]
-    else:
-        seen = stored[:, place.alone : place.alone + 1, :, : place.visible]
+    neighbours = place.rows[:, 0] if place.side_by_side is None else place.side_by_side
+    seen = stored[:, neighbours, :, : place.visible]
     keys, values = seen.to(q.dtype).unbind(0)
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=place.mask)
 
@@ -273,6 +280,25 @@ class Gpt(nn.Module):
             (B, V) float32 logits of the next codes, and (B, D) their latents.
         """
         hidden = self._cached(self.code_embeddings(codes, positions)[:, None], cache, slots)[:, 0]
+        return self._logits(hidden), hidden
+
+    def step_first_slots(
+        self, codes: Tensor, positions: Tensor, cache: KvCache, starts: Tensor, *, visible: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `step`, for slots 0 to B - 1 and with shapes that depend on B and `visible` alone.
+
+        Nothing is asked of the host and `cache.lengths` stays as it is. A slot whose result is not
+        wanted is left as it was: what is written at `starts` lies beyond its length.
+
+        Args:
+            codes, positions: (B,).
+            cache: of at least B slots.
+            starts: (B,) lengths of the slots.
+            visible: cached positions to look at, above the longest start.
+        """
+        place = _first_slots(cache, starts, visible)
+        x = self.code_embeddings(codes, positions)[:, None]
+        hidden: Tensor = self.final_norm(self.gpt(x, place))[:, 0]
         return self._logits(hidden), hidden
 
     def _cached(self, x: Tensor, cache: KvCache, slots: list[int]) -> Tensor:

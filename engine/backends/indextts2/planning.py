@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from engine.backends.indextts2 import duration, emotion
+from engine.backends.indextts2.decode import End
 from engine.backends.indextts2.normalise import Lang, Normalised, Normaliser
 from engine.backends.indextts2.segment import LIMIT, natural
 from engine.backends.indextts2.tokenizer import Tokenizer, Tokens
@@ -19,6 +20,10 @@ _PAUSE = re.compile(r"\[pause\s+(\d+(?:\.\d+)?)\s*(ms|s)\]", re.IGNORECASE)
 _LONGEST_PAUSE_MS = 10_000
 _WORD = re.compile("[\u3400-\u9fff]|[^\\W\u3400-\u9fff](?:[^\\W\u3400-\u9fff]|['’-](?=\\w))*")
 _LANGS = ("zh", "en")
+_CUT_OFF: Mapping[End | None, str] = {
+    "limit": "the voice found no end",
+    "loop": "the voice repeated itself",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ class Planner:
         if feeling.text:
             self._can_describe()
         voice = self._voice_for(turn.voice, turn.lang if lang else "")
+        if not duration.is_sensible(1 / turn.controls.rate):
+            warnings[f"at {turn.controls.rate:g} times the pace speech may sound unnatural"] = None
         pause_ms = turn.pause_before_ms
         for stretch in _stretches(turn.text):
             pause_ms = max(pause_ms, stretch.pause_ms)
@@ -186,7 +193,7 @@ def _fitted(
             "others only with force",
             field="target_s",
         )
-    if not duration.SENSIBLE[0] <= ratio <= duration.SENSIBLE[1]:
+    if not duration.is_sensible(ratio):
         warnings[
             f"the wanted length is about {ratio:.2f} times the natural one; it may sound unnatural"
         ] = None
@@ -211,6 +218,29 @@ def _degraded(turns: Sequence[Turn]) -> tuple[str, ...]:
         for name in ("pitch", "range")
         if any(getattr(t.controls, name) != getattr(NEUTRAL, name) for t in turns)
     )
+
+
+def remarks(sentence: Sentence, *, codes: int, ended: End | None) -> tuple[str, ...]:
+    """What people should know about a sentence that was spoken.
+
+    Args:
+        sentence: as planned.
+        codes: of its reading.
+        ended: see `Reading`.
+    """
+    detail = sentence.detail
+    assert isinstance(detail, Detail)
+    found = []
+    if ended in _CUT_OFF:
+        found.append(f"sentence {sentence.seg + 1} may be cut off: {_CUT_OFF[ended]}")
+    if detail.frames is not None:
+        ratio = duration.stretch(detail.frames, codes)
+        if not duration.is_sensible(ratio):
+            found.append(
+                f"sentence {sentence.seg + 1} was brought to {ratio:.2f} times the length "
+                "it was read in; it may sound unnatural"
+            )
+    return tuple(found)
 
 
 def check_voice_name(name: str) -> None:

@@ -136,25 +136,35 @@ class SentenceRenderer:
             steps=self._plan.first_steps if first else self._plan.steps,
         )
 
-    @torch.inference_mode()
-    def sound(self, window: Window) -> Samples:
-        """Samples that a finished window adds, 256 per frame; the last window flushes."""
-        emitted = self._mel.shape[1]
-        mel = window.mel
-        fresh = self._frames(self._end_code) - emitted
-        again = min(BLEND, emitted) if len(self._tail) else 0
-        left = min(CONTEXT_FRAMES + again, emitted)
-        strip = torch.cat([self._mel[:, emitted - left :], mel], 1)
-        wave = self._model.vocoder(strip[None])[0].float().cpu().numpy()
-        wave = wave[(left - again) * HOP : (left + fresh) * HOP]
+    def strip(self, window: Window) -> Tensor:
+        """(80, F) what the vocoder needs for the sound of a finished window."""
+        left, _ = self._context()
+        return torch.cat([self._mel[:, self._mel.shape[1] - left :], window.mel], 1)
+
+    def sound(self, window: Window, wave: Tensor) -> Samples:
+        """Samples that a finished window adds, 256 per frame; the last window flushes.
+
+        Args:
+            window: see `window`.
+            wave: (256 F,) the vocoder's of `strip(window)`.
+        """
+        mel, (left, again) = window.mel, self._context()
+        fresh = self._frames(self._end_code) - self._mel.shape[1]
+        samples = wave[(left - again) * HOP : (left + fresh) * HOP].float().cpu().numpy()
         if self._final:
-            wave = mute_hiss(wave, mel[:, :fresh].float().cpu().numpy(), lead=again * HOP)
-        out = self._joined(wave)
+            samples = mute_hiss(samples, mel[:, :fresh].float().cpu().numpy(), lead=again * HOP)
+        out = self._joined(samples)
         self._mel = torch.cat([self._mel, mel[:, :fresh]], 1)
         self.done_codes = self._end_code
         self._chunks += 1
         self.samples += len(out)
         return out
+
+    def _context(self) -> tuple[int, int]:
+        """Emitted frames in front of a strip, and how many of them sound again in the blend."""
+        emitted = self._mel.shape[1]
+        again = min(BLEND, emitted) if len(self._tail) else 0
+        return min(CONTEXT_FRAMES + again, emitted), again
 
     @property
     def is_done(self) -> bool:

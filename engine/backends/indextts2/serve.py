@@ -14,16 +14,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
 from engine.backends.indextts2.cfm import Window, bucket
 from engine.backends.indextts2.config import SAMPLE_RATE_HZ
-from engine.backends.indextts2.decode import Decoder, Reading
+from engine.backends.indextts2.decode import Decoder, End, Reading
 from engine.backends.indextts2.duration import CODES_PER_S, codes_for
+from engine.backends.indextts2.graphs import Mode, StaticCalls
 from engine.backends.indextts2.model import Model
-from engine.backends.indextts2.render import Plan, Samples, SentenceRenderer
+from engine.backends.indextts2.render import SCHEDULE, Plan, Samples, SentenceRenderer
 from engine.backends.indextts2.sampling import Sampling
 from engine.backends.indextts2.voice import VoiceFeatures
 
@@ -67,7 +69,7 @@ class Sound:
         wave: (samples,) at 22,050 Hz.
         first, last: of its sentence.
         codes: decoded so far, for a guess of the sentence's length; final on the last one.
-        is_truncated: a guard ended the reading.
+        ended: what ended the reading, None before it has.
     """
 
     number: int
@@ -75,7 +77,7 @@ class Sound:
     first: bool
     last: bool
     codes: int
-    is_truncated: bool = False
+    ended: End | None = None
 
 
 class Stream:
@@ -145,7 +147,7 @@ class Stream:
                 first=speech.renderer.samples == len(wave),
                 last=last,
                 codes=len(speech.reading.codes) if speech.reading else 0,
-                is_truncated=bool(speech.reading and speech.reading.is_truncated),
+                ended=speech.reading.ended if speech.reading else None,
             )
         )
         self._made += len(wave)
@@ -219,6 +221,9 @@ class Synthesiser:
             depend on its neighbours (the default on a CPU).
         adaptive: choose chunk sizes by the listener's runway instead of the fixed schedule (the
             default on a GPU); sound then depends on load in where its chunks join.
+        graphs: fix the shapes of decoding, flow and vocoder calls: `cuda` (the default on a GPU)
+            records them in `warm`, `eager` does not; None (the default on a CPU) computes exactly
+            what is there.
         rows: windows in one call.
         prefill_positions: text positions read per tick.
         decode_steps: codes drawn per reading per tick.
@@ -233,6 +238,7 @@ class Synthesiser:
         slots: int = 8,
         exact: bool | None = None,
         adaptive: bool | None = None,
+        graphs: Mode | None = None,
         rows: int = 16,
         prefill_positions: int = 512,
         decode_steps: int = 4,
@@ -241,23 +247,30 @@ class Synthesiser:
     ) -> None:
         on_gpu = model.device.type == "cuda"
         self.model = model
-        self.decoder = Decoder(model, slots=slots, exact=exact)
+        if graphs is None and on_gpu and not exact:
+            graphs = "cuda"
+        self.calls = None if graphs is None else StaticCalls(graphs)
+        self.decoder = Decoder(model, slots=slots, exact=exact, calls=self.calls)
         self.adaptive = on_gpu if adaptive is None else adaptive
         self.load = Load(most_load)
-        self._rows = 1 if self.decoder.exact else rows
+        self._rows, self._slots = 1 if self.decoder.exact else rows, slots
         self._prefill, self._decode_steps = prefill_positions, decode_steps
         self._clock = clock
 
+    def warm(self) -> None:
+        """Record static calls of usual sizes, where that is asked for."""
+        if self.calls is None:
+            return
+        with self._on_device():
+            self.decoder.warm()
+            self.model.solver.warm(self.calls, rows=min(self._rows, self._slots))
+            self.model.vocoder.warm(self.calls, rows=min(self._rows, self._slots))
+        log.info("static calls ready", extra={"recorded": self.calls.recorded})
+
     def tick(self, streams: Sequence[Stream]) -> None:
         """Advance streams, the most urgent first; the first one always moves."""
-        began = self._clock()
-        self._admit(streams)
-        for _ in range(self._decode_steps):
-            if not self._decode(streams):
-                break
-        self._open_windows(streams)
-        made = self._render(streams)
-        self.load.spent(self._clock() - began, made / SAMPLE_RATE_HZ)
+        with self._on_device():
+            self._tick(streams)
 
     def cancel(self, stream: Stream) -> None:
         """Give back everything a stream holds; safe to repeat."""
@@ -265,6 +278,27 @@ class Synthesiser:
             self.decoder.drop(reading)
         stream._speeches.clear()
         stream._has_more = False
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Kernels and recordings go to the current GPU, which need not be the first."""
+        on_gpu = self.model.device.type == "cuda"
+        return torch.cuda.device(self.model.device) if on_gpu else nullcontext()
+
+    def _tick(self, streams: Sequence[Stream]) -> None:
+        began = self._clock()
+        self._admit(streams)
+        for _ in range(self._decode_steps):
+            if not self._decode(streams):
+                break
+        self._open_windows(streams)
+        group = self._most_urgent(streams)
+        made = self._render(group) if group else 0
+        if self.model.device.type == "cuda":  # else steps queue up that nobody can cancel or time
+            torch.cuda.synchronize(self.model.device)
+        busy_s = self._clock() - began
+        self.load.spent(busy_s, made / SAMPLE_RATE_HZ)
+        if group:
+            self.load.stepped(busy_s, rows=len(group), steps=group[0][1].steps)
 
     def _admit(self, streams: Sequence[Stream]) -> None:
         budget = self._prefill
@@ -347,33 +381,55 @@ class Synthesiser:
         ]
         return max(affordable, default=renderer.chunk)
 
-    def _render(self, streams: Sequence[Stream]) -> int:
-        """One step of the most urgent window and of those in its call; returns samples made."""
+    def _most_urgent(self, streams: Sequence[Stream]) -> list[tuple[Stream, Window]]:
+        """The most urgent window and those that share its call."""
         waiting = [
             (stream, speech.window)
             for stream in streams
             if (speech := stream.rendering()) is not None and speech.window is not None
         ]
-        if not waiting:
-            return 0
-        size = bucket(waiting[0][1].frames)
-        group = [(s, w) for s, w in waiting if bucket(w.frames) == size][: self._rows]
-        with torch.inference_mode():
-            pad = None if self.decoder.exact else size
-            self.model.solver.advance([w for _, w in group], frames=pad)
-        return sum(self._finished(stream) for stream, window in group if window.is_done)
+        size = bucket(waiting[0][1].frames) if waiting else 0
+        return [(s, w) for s, w in waiting if bucket(w.frames) == size][: self._rows]
 
-    def _finished(self, stream: Stream) -> int:
-        speech = stream.rendering()
-        assert speech is not None and speech.window is not None and speech.renderer is not None
-        wave = speech.renderer.sound(speech.window)
-        speech.window = None
-        stream.deliver(wave, self._clock())
-        return len(wave)
+    def _render(self, group: Sequence[tuple[Stream, Window]]) -> int:
+        """One step of windows of one size; returns samples made."""
+        with torch.inference_mode():
+            pad = None if self.decoder.exact else bucket(group[0][1].frames)
+            self.model.solver.advance([w for _, w in group], frames=pad, calls=self.calls)
+        return self._deliver([stream for stream, window in group if window.is_done])
+
+    @torch.inference_mode()
+    def _deliver(self, streams: Sequence[Stream]) -> int:
+        """Sound of finished windows, by one call of the vocoder; returns samples made."""
+        due: list[tuple[Stream, SentenceRenderer, Window]] = []
+        for stream in streams:
+            speech = stream.rendering()
+            assert speech is not None and speech.window is not None and speech.renderer is not None
+            due.append((stream, speech.renderer, speech.window))
+            speech.window = None
+        if not due:
+            return 0
+        strips = [renderer.strip(window) for _, renderer, window in due]
+        made = 0
+        for (stream, renderer, window), wave in zip(
+            due, self.model.vocoder.render(strips, self.calls), strict=True
+        ):
+            samples = renderer.sound(window, wave)
+            stream.deliver(samples, self._clock())
+            made += len(samples)
+        return made
 
 
 class Load:
-    """What a second of sound costs, and how many live streams that allows."""
+    """What sound costs, and how many live streams that allows.
+
+    Streams share calls, so what one costs falls while there are more of them. Admission therefore
+    counts in steps of windows: how many a stream needs per second once its chunks have grown, and
+    what one costs in the best filled call so far.
+
+    Args:
+        most: predicted share of the device that live streams may need.
+    """
 
     _MEMORY = 0.9  # weight of the past
 
@@ -381,6 +437,8 @@ class Load:
         self._most = most
         self._busy_s = 0.0
         self._sound_s = 0.0
+        self._row_s: dict[int, float] = {}  # a window's step, by windows in the call
+        self._steps_per_s = 0.0
 
     @property
     def cost(self) -> float:
@@ -395,6 +453,14 @@ class Load:
             self._busy_s *= self._MEMORY
             self._sound_s *= self._MEMORY
 
+    def stepped(self, busy_s: float, *, rows: int, steps: int) -> None:
+        """Note a tick that moved so many windows, each of which takes so many steps."""
+        row_s = busy_s / rows
+        before = self._row_s.get(rows, row_s)
+        self._row_s[rows] = self._MEMORY * before + (1 - self._MEMORY) * row_s
+        self._steps_per_s = steps * CODES_PER_S / SCHEDULE[-1]
+
     def allows(self, live: int) -> bool:
-        """Whether this many live streams fit under the limit."""
-        return live * self.cost <= self._most
+        """Whether this many live streams fit under the limit; all do before anything is known."""
+        row_s = min(self._row_s.values(), default=0.0)
+        return live * self._steps_per_s * row_s <= self._most

@@ -177,9 +177,7 @@ def _cfm(model: Model, seed: int) -> Outputs:
     noise = _normal(seed, "cfm_noise", (1, 80, frames))
     given = torch.nn.functional.pad(prompt, (0, frames - prompt_frames))
     dit = model.dit
-    velocity = dit(
-        x, dit.constant(given, mu, style), dit.modulation(torch.tensor([0.36])), [frames]
-    )
+    velocity = dit(x, dit.constant(given, mu, style), dit.modulation(torch.tensor([0.36])))
     window = _window(model, prompt[0], mu[0], style[0], noise[0])
     model.solver.solve(window)
     return {

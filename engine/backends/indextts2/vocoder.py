@@ -5,72 +5,21 @@ Letters: B rows, C channels, T samples of a stage, F mel frames.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.backends.indextts2.config import MEL_BANDS, VocoderConfig
+from engine.backends.indextts2.activation import Activation
+from engine.backends.indextts2.config import HOP, MEL_BANDS, VocoderConfig
+from engine.backends.indextts2.graphs import Outputs, StaticCall, StaticCalls, at_least
 
 CONTEXT_FRAMES = 32  # the receptive field is 31.9 frames to either side
-TAPS = 12
-
-
-def lowpass_taps() -> Tensor:
-    """(1, 1, 12) Kaiser-windowed sinc, cutoff 0.25, half width 0.3, of the activations."""
-    attenuation = 2.285 * (TAPS // 2 - 1) * math.pi * 4 * 0.3 + 7.95
-    window = torch.kaiser_window(TAPS, periodic=False, beta=0.1102 * (attenuation - 8.7))
-    time = torch.arange(TAPS) - TAPS / 2 + 0.5
-    taps = 0.5 * window * torch.sinc(0.5 * time)
-    return (taps / taps.sum()).view(1, 1, TAPS)
-
-
-class _Filter(nn.Module):
-    filter: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("filter", torch.zeros(1, 1, TAPS))
-
-
-class _Down(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lowpass = _Filter()
-
-
-class _SnakeBeta(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.zeros(channels))
-        self.beta = nn.Parameter(torch.zeros(channels))
-
-
-class _Activation(nn.Module):
-    """SnakeBeta at twice the rate: x + sin^2(x e^a) / (e^b + 1e-9) between two filters."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.act = _SnakeBeta(channels)
-        self.upsample = _Filter()
-        self.downsample = _Down()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T) -> (B, C, T)."""
-        channels = x.shape[1]
-        up = self.upsample.filter.expand(channels, -1, -1)
-        down = self.downsample.lowpass.filter.expand(channels, -1, -1)
-        edge = TAPS // 2 - 1
-        y = F.pad(x, (edge, edge), mode="replicate")
-        # `padding` crops what the replicated edges made, so those samples are never computed
-        y = 2 * F.conv_transpose1d(y, up, stride=2, padding=3 * edge, groups=channels)
-        slope = self.act.alpha.exp()[:, None]
-        height = 1.0 / (self.act.beta.exp() + 1e-9)[:, None]
-        y = y + height * (y * slope).sin_().square_()
-        return F.conv1d(
-            F.pad(y, (edge, edge + 1), mode="replicate"), down, stride=2, groups=channels
-        )
+BUCKETS = (32, 64, 96, 128, 160, 224, 320, 448, 640, 896, 1280, 1792, 2560)  # frames of a call
+LIVE_BUCKETS = BUCKETS[:6]  # what strips of the live schedule fall into
+ROWS = (1, 2, 4, 8, 16)  # strips of a static call
 
 
 class _Block(nn.Module):
@@ -85,12 +34,13 @@ class _Block(nn.Module):
         self.convs2 = nn.ModuleList(
             nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in dilations
         )
-        self.activations = nn.ModuleList(_Activation(channels) for _ in range(2 * len(dilations)))
+        self.activations = nn.ModuleList(Activation(channels) for _ in range(2 * len(dilations)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        # what is beyond a row's end stays out: activations do not read it and give zeros there
         for i, (wide, plain) in enumerate(zip(self.convs1, self.convs2, strict=True)):
-            y = wide(self.activations[2 * i](x))
-            x = x + plain(self.activations[2 * i + 1](y))
+            y = wide(self.activations[2 * i](x, lengths))
+            x = x + plain(self.activations[2 * i + 1](y, lengths))
         return x
 
 
@@ -99,6 +49,7 @@ class BigVgan(nn.Module):
 
     def __init__(self, cfg: VocoderConfig) -> None:
         super().__init__()
+        self.rates = cfg.rates
         self.conv_pre = nn.Conv1d(MEL_BANDS, cfg.channels, 7, padding=3)
         self.ups = nn.ModuleList()
         self.resblocks = nn.ModuleList()
@@ -113,19 +64,82 @@ class BigVgan(nn.Module):
                 _Block(channels, k, d)
                 for k, d in zip(cfg.block_kernels, cfg.dilations, strict=True)
             )
-        self.activation_post = _Activation(channels)
+        self.activation_post = Activation(channels)
         self.conv_post = nn.Conv1d(channels, 1, 7, padding=3, bias=False)
 
-    def forward(self, mel: Tensor) -> Tensor:
-        """(B, 80, F) log-mel -> (B, 256 F) samples in -1..1."""
-        x = self.conv_pre(mel)
+    def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Render.
+
+        Args:
+            mel: (B, 80, F) log-mel.
+            lengths: (B,) real frames of each row, None when all rows are full. A row gives what it
+                would give alone, because padding acts at its own end.
+
+        Returns:
+            (B, 256 F) samples in -1..1, zero beyond each row's end.
+        """
+        x = self.conv_pre(_cut(mel, lengths))
         per_stage = len(self.resblocks) // len(self.ups)
-        for i, up in enumerate(self.ups):
-            x = up[0](x)  # type: ignore[index]  # a ModuleList of one
+        for i, (up, rate) in enumerate(zip(self.ups, self.rates, strict=True)):
+            x = up[0](_cut(x, lengths))  # type: ignore[index]  # a ModuleList of one
+            lengths = None if lengths is None else lengths * rate
             blocks = self.resblocks[i * per_stage : (i + 1) * per_stage]
-            total = blocks[0](x)
+            total = blocks[0](x, lengths)
             for block in blocks[1:]:
-                total = total + block(x)
+                total = total + block(x, lengths)
             x = total / per_stage
-        y: Tensor = self.conv_post(self.activation_post(x))
-        return y[:, 0].clamp(-1, 1)
+        y = self.conv_post(self.activation_post(x, lengths))
+        return _cut(y, lengths)[:, 0].clamp(-1, 1)
+
+    @torch.inference_mode()
+    def render(self, strips: Sequence[Tensor], calls: StaticCalls | None = None) -> list[Tensor]:
+        """Several strips of mel in one call.
+
+        Args:
+            strips: (80, F_i) each.
+            calls: make the call with a static one.
+
+        Returns:
+            (256 F_i,) samples of each strip, what it would give alone.
+        """
+        longest = max(strip.shape[1] for strip in strips)
+        if calls is None:
+            is_ragged = any(strip.shape[1] != longest for strip in strips)
+            mel = torch.stack([F.pad(s, (0, longest - s.shape[1])) for s in strips])
+            lengths = torch.tensor([s.shape[1] for s in strips], device=mel.device)
+            waves = self(mel, lengths if is_ragged else None)
+            return [wave[: s.shape[1] * HOP] for wave, s in zip(waves, strips, strict=True)]
+        rows, size = at_least(len(strips), ROWS), at_least(longest, BUCKETS)
+        call = calls.get(("vocoder", rows, size), partial(self._static_call, rows, size))
+        lengths = torch.full((rows,), size)
+        for i, strip in enumerate(strips):
+            call.buffers["mel"][i, :, : strip.shape[1]] = strip
+            lengths[i] = strip.shape[1]
+        call.buffers["lengths"].copy_(lengths)
+        (waves,) = call()
+        return [wave[: s.shape[1] * HOP].clone() for wave, s in zip(waves, strips, strict=False)]
+
+    @torch.inference_mode()
+    def warm(self, calls: StaticCalls, *, rows: int) -> None:
+        """Record the static calls that live chunks need, up to so many strips in a call."""
+        for count in sorted((r for r in ROWS if r < 2 * rows), reverse=True):
+            for frames in reversed(LIVE_BUCKETS):
+                calls.warm(("vocoder", count, frames), partial(self._static_call, count, frames))
+
+    def _static_call(self, rows: int, frames: int) -> StaticCall:
+        device = self.conv_pre.weight.device
+
+        def region(mel: Tensor, lengths: Tensor) -> Outputs:
+            return (self(mel, lengths),)
+
+        mel = torch.zeros(rows, MEL_BANDS, frames, device=device)
+        lengths = torch.full((rows,), frames, device=device)
+        return StaticCall({"mel": mel, "lengths": lengths}, region)
+
+
+def _cut(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """(B, C, T) with zeros beyond each row's end."""
+    if lengths is None:
+        return x
+    real = torch.arange(x.shape[-1], device=x.device) < lengths[:, None]
+    return torch.where(real[:, None], x, 0.0)

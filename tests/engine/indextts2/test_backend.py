@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 import wave
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("av")
@@ -27,6 +30,7 @@ from engine.errors import (  # noqa: E402
     UnsupportedFeature,
     UnsupportedLanguage,
 )
+from engine.utterance import Utterance  # noqa: E402
 
 TEXT = "Hello there my good old friend. How is the weather today?"
 
@@ -170,6 +174,116 @@ def test_cancelled_utterance_frees_its_slot(backend: IndexTTS2, engine: Engine) 
     list(engine.speak(request("Good bye to you all.")))
 
     assert backend._synthesiser.decoder.free_slots == backend.info().slots
+
+
+# live control: cancel, plan again, go on at a sentence ------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    text=st.text("你好世界会议今天的是，。！？\n hello WORLD,.!?'“” 3", min_size=1, max_size=300),
+    voice=st.sampled_from(["ann", "bao"]),
+    rate=st.sampled_from([0.5, 0.9, 2.0]),
+    emotion=st.sampled_from(["", "happy:0.8", "sad@0.5", "[0.1,0,0,0,0,0,0.3,0]"]),
+)
+def test_sentences_keep_their_numbers_whatever_the_controls(
+    backend: IndexTTS2, text: str, voice: str, rate: float, emotion: str
+) -> None:
+    """Else a listener who changes the voice would hear a sentence twice, or never."""
+    plain = backend.plan(SpeechRequest((Turn(text),)))
+    controls = Controls(rate=rate, emotion=emotion, gain_db=-3.0, manner="lively")
+    other = backend.plan(SpeechRequest((Turn(text, voice=voice, controls=controls),), seed=9))
+
+    assert [(s.seg, s.turn, s.span, s.text) for s in other.sentences] == [
+        (s.seg, s.turn, s.span, s.text) for s in plain.sentences
+    ]
+
+
+def test_another_voice_and_pace_from_the_next_sentence(engine: Engine) -> None:
+    """What the pipeline does when somebody who listens asks for them."""
+    text = TEXT + " It was a long day for all of us. Now we rest and have some tea."
+    before = request(text, live=True, seed=4)
+    utterance = engine.submit(before)
+    for chunk in utterance:
+        if chunk.last:
+            break
+    utterance.cancel()
+    turn = replace(before.turns[0], voice="bao", controls=Controls(rate=1.5, emotion="sad"))
+    after = replace(before, turns=(turn,), first_seg=chunk.seg + 1)
+    rest = list(engine.speak(after))
+
+    assert sorted({c.seg for c in rest}) == [1, 2, 3]
+    usual = list(engine.speak(replace(before, first_seg=1)))
+    assert len(joined(rest)) < len(joined(usual))
+    alone = list(engine.speak(replace(after, first_seg=2)))
+    assert np.array_equal(joined([c for c in rest if c.seg > 1]), joined(alone))
+
+
+def test_cancel_frees_the_slot_at_the_next_step(backend: IndexTTS2, engine: Engine) -> None:
+    utterance = engine.submit(request(TEXT * 4, live=True))
+    next(iter(utterance))
+    utterance.cancel()
+    steps = engine.steps
+    decoder, patience = backend._synthesiser.decoder, time.monotonic() + 30
+    while decoder.free_slots < backend.info().slots and time.monotonic() < patience:
+        time.sleep(0.005)
+
+    assert decoder.free_slots == backend.info().slots
+    assert engine.steps <= steps + 1  # the step that ran just then
+
+
+def test_plan_that_is_exchanged_is_heard_from_the_next_sentence_on(
+    backend: IndexTTS2, engine: Engine
+) -> None:
+    """A backend asks for a sentence when its decoding begins, not before."""
+    asked = request(TEXT + " Now we rest and have some tea.", seed=4)
+    quiet = replace(asked.turns[0], controls=Controls(gain_db=-12.0))
+    utterance = Utterance(asked, backend.plan(asked))
+    wanted = [c for c in engine.speak(asked) if c.seg == 0]
+    utterance_plan = backend.plan(replace(asked, turns=(quiet,)))
+    while utterance.state is None:
+        backend.step([utterance])
+    utterance.plan = utterance_plan
+    while not utterance.is_done:
+        backend.step([utterance])
+    backend.forget(utterance)
+    chunks = list(utterance)
+
+    assert np.array_equal(joined([c for c in chunks if c.seg == 0]), joined(wanted))
+    last = [c for c in chunks if c.seg == 2]
+    loud = list(engine.speak(replace(asked, first_seg=2)))
+    assert np.std(joined(last)) < 0.5 * np.std(joined(loud))
+
+
+# remarks ----------------------------------------------------------------------------------------
+
+
+def test_sentence_that_found_no_end_says_so(
+    backend: IndexTTS2, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = replace(backend._model.config, stop_bias=-1000.0)
+    monkeypatch.setattr(backend._model, "config", endless)
+    for live in (True, False):
+        chunks = list(engine.speak(request(live=live)))
+
+        said = [(c.seg, c.last, c.remarks) for c in chunks if c.remarks]
+        assert [(seg, last) for seg, last, _ in said] == [(0, True), (1, True)]
+        assert said[0][2][0].startswith("sentence 1 may be cut off: the voice ")
+
+
+def test_length_far_from_the_one_that_was_read_says_so(engine: Engine) -> None:
+    """The plan can only guess the natural length; the reading knows it."""
+    far = list(engine.speak(request(target_s=9.0, force=True)))
+
+    remark = far[-1].remarks[-1]
+    assert "times the length it was read in" in remark and remark.startswith("sentence 2 ")
+    assert not any(c.remarks for c in engine.speak(request()))
+
+
+def test_pace_out_of_range_is_a_warning_of_the_plan(engine: Engine) -> None:
+    assert engine.plan(request(controls=Controls(rate=1.2))).warnings == ()
+    plan = engine.plan(request(controls=Controls(rate=1.8)))
+    assert plan.warnings == ("at 1.8 times the pace speech may sound unnatural",)
 
 
 @pytest.mark.parametrize(

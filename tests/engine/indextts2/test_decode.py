@@ -8,7 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engine.backends.indextts2.decode import Decoder, Reading, _is_looping  # noqa: E402
+from engine.backends.indextts2.decode import (  # noqa: E402
+    Decoder,
+    Reading,
+    _is_looping,
+    slot_bytes,
+)
 from engine.backends.indextts2.sampling import Sampling  # noqa: E402
 
 if TYPE_CHECKING:
@@ -100,7 +105,7 @@ def test_runaway_readings_are_ended_and_say_so(
     monkeypatch.setattr(tiny_model, "config", replace(tiny_model.config, stop_bias=-1000.0))
     reading = finish(Decoder(tiny_model, slots=1), [Reading(prefix, 15, Sampling(), seed=1)])[0]
 
-    assert reading.is_truncated
+    assert reading.ended in ("limit", "loop")
     assert len(reading.codes) <= tiny_model.config.gpt.max_mel
 
 
@@ -136,3 +141,7 @@ def test_text_longer_than_the_model_has_positions_for_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="takes 40"):
         tiny_model.gpt.prefix(voice.latents, voice.own_emotion, [5] * 41)
+
+
+def test_memory_of_a_slot_is_known_before_it_is_taken(tiny_model: Model) -> None:
+    assert Decoder(tiny_model, slots=3).cache.size_bytes == 3 * slot_bytes(tiny_model)

@@ -11,10 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from engine.backends.indextts2.render import Plan  # noqa: E402
-from engine.backends.indextts2.resample import to_pcm  # noqa: E402
 from engine.backends.indextts2.serve import Load, Sound, Stream, Synthesiser, Task  # noqa: E402
+from engine.resample import to_pcm  # noqa: E402
 
 if TYPE_CHECKING:
+    from engine.backends.indextts2.graphs import Mode
     from engine.backends.indextts2.model import Model
     from engine.backends.indextts2.voice import VoiceFeatures
 
@@ -82,11 +83,13 @@ def test_eight_requests_together_sound_as_one_by_one(
     assert len({pcm(s).tobytes() for s in together}) == 8
 
 
+@pytest.mark.parametrize("graphs", [None, "eager"])
 def test_shared_calls_give_the_same_codes_and_lengths(
-    tiny_model: Model, voice: VoiceFeatures
+    tiny_model: Model, voice: VoiceFeatures, graphs: Mode | None
 ) -> None:
-    """What a GPU does: rows of one call, padded to a bucket."""
-    shared = Synthesiser(tiny_model, slots=4, exact=False, adaptive=False)
+    """What a GPU does: rows of one call, padded to a bucket; static calls or not."""
+    shared = Synthesiser(tiny_model, slots=4, exact=False, adaptive=False, graphs=graphs)
+    shared.warm()
     together = run(shared, [stream(voice, i, sentences=1) for i in range(4)])
     alone = [
         run(Synthesiser(tiny_model, slots=1), [stream(voice, i, sentences=1)])[0] for i in range(4)
@@ -176,11 +179,23 @@ def test_new_live_streams_wait_while_the_device_is_full(
 ) -> None:
     synthesiser = Synthesiser(tiny_model, slots=4)
     synthesiser.load = Load(0.85)
-    synthesiser.load.spent(5.0, 10.0)  # half a device per stream
+    synthesiser.load.stepped(0.04, rows=1, steps=25)  # half a device per stream
     streams = [stream(voice, i, sentences=1) for i in range(3)]
     synthesiser.tick(streams)
 
     assert [s.has_begun for s in streams] == [True, False, False]
+
+
+def test_room_is_counted_in_the_best_filled_call() -> None:
+    """A lone stream uses the device badly; that must not keep the others out."""
+    load = Load(0.85)
+    assert load.allows(1000)
+
+    load.stepped(0.010, rows=1, steps=25)  # 12.5 steps a second once chunks are 2 s long
+    assert load.allows(6) and not load.allows(7)
+    load.stepped(0.016, rows=16, steps=25)
+    load.stepped(0.010, rows=1, steps=25)
+    assert load.allows(68) and not load.allows(69)
 
 
 def chunk_sizes(model: Model, voice: VoiceFeatures, *, adaptive: bool) -> list[int]:

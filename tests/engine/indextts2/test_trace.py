@@ -16,7 +16,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engine.backends.indextts2 import tiny  # noqa: E402
+from engine.backends.indextts2 import sizes  # noqa: E402
 from engine.backends.indextts2.trace import FIXTURES, trace  # noqa: E402
 
 if TYPE_CHECKING:
@@ -135,4 +135,4 @@ def test_vocoder_equals_the_reference_before_clipping_hides_it(parity_model: Mod
 
 
 def test_published_latent_width_is_the_parity_width() -> None:
-    assert tiny.FULL.gpt["model_dim"] == 1280
+    assert sizes.FULL.gpt["model_dim"] == 1280

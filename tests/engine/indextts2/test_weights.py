@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 import yaml  # noqa: E402
 
-from engine.backends.indextts2 import release, seeds, tiny, weights  # noqa: E402
+from engine.backends.indextts2 import release, seeds, shapes, sizes, weights  # noqa: E402
 from engine.backends.indextts2.campplus import CamPlus  # noqa: E402
 from engine.backends.indextts2.cfm import Dit  # noqa: E402
 from engine.backends.indextts2.codec import SemanticCodec  # noqa: E402
@@ -31,11 +31,11 @@ from engine.backends.indextts2.vocoder import BigVgan  # noqa: E402
 
 STORED = Path(__file__).parents[2] / "fixtures" / "indextts2"
 PARTS = {
-    "gpt.pth": tiny.gpt_shapes,
-    "s2mel.pth net.cfm": tiny.cfm_shapes,
-    "s2mel.pth net.length_regulator": tiny.regulator_shapes,
-    "semantic_codec/model.safetensors": tiny.codec_shapes,
-    "bigvgan_generator.pt generator": tiny.vocoder_shapes,
+    "gpt.pth": shapes.gpt_shapes,
+    "s2mel.pth net.cfm": shapes.cfm_shapes,
+    "s2mel.pth net.length_regulator": shapes.regulator_shapes,
+    "semantic_codec/model.safetensors": shapes.codec_shapes,
+    "bigvgan_generator.pt generator": shapes.vocoder_shapes,
 }
 
 
@@ -60,19 +60,19 @@ def expanded(pattern: str) -> Iterator[str]:
 
 
 def full_config() -> Config:
-    return config_from(tiny.config(tiny.FULL), tiny.vocoder_config(tiny.FULL))
+    return config_from(sizes.config(sizes.FULL), sizes.vocoder_config(sizes.FULL))
 
 
 @pytest.mark.parametrize("part", sorted(PARTS))
 def test_full_size_release_has_the_published_keys_and_shapes(part: str) -> None:
-    ours = {key: list(shape) for key, shape in PARTS[part](tiny.FULL)}
+    ours = {key: list(shape) for key, shape in PARTS[part](sizes.FULL)}
 
     assert ours == published(part)
 
 
 def test_speaker_encoder_and_projection_have_the_published_keys_and_shapes() -> None:
-    assert {k: list(s) for k, s in tiny.campplus_shapes()} == published("campplus_cn_common.bin")
-    projection = {k: list(s) for k, s in tiny.projection_shapes(1280)}
+    assert {k: list(s) for k, s in shapes.campplus_shapes()} == published("campplus_cn_common.bin")
+    projection = {k: list(s) for k, s in shapes.projection_shapes(1280)}
     assert projection == published("s2mel.pth net.gpt_layer")
 
 
@@ -176,11 +176,11 @@ def test_other_versions_are_refused(broken_dir: Path, version: object) -> None:
 
 
 def test_settings_this_engine_does_not_implement_are_refused() -> None:
-    raw = tiny.config()
+    raw = sizes.config()
     raw["s2mel"]["DiT"]["time_as_token"] = True
 
     with pytest.raises(UnsupportedModel, match="time_as_token is True"):
-        config_from(raw, tiny.vocoder_config(tiny.TINY))
+        config_from(raw, sizes.vocoder_config(sizes.TINY))
 
 
 def test_missing_files_are_listed_with_their_publishers(broken_dir: Path) -> None:
@@ -219,13 +219,13 @@ def test_full_size_random_weights_load_and_run() -> None:
     """Six gigabytes of memory and a minute: the published sizes through the real loader."""
     cfg = full_config()
 
-    def random_state(shapes: Iterator[tuple[str, tuple[int, ...]]]) -> weights.State:
-        state = {k: torch.randn(s).mul_(0.02) for k, s in shapes}
+    def random_state(entries: shapes.Shapes) -> weights.State:
+        state = {k: torch.randn(s).mul_(0.02) for k, s in entries}
         return weights.fold_weight_norm(state)
 
     gpt = weights.build(
         lambda: Gpt(cfg.gpt),
-        weights.gpt_state(random_state(tiny.gpt_shapes(tiny.FULL)), Path("gpt.pth")),
+        weights.gpt_state(random_state(shapes.gpt_shapes(sizes.FULL)), Path("gpt.pth")),
         part="gpt.pth",
     )
     features = torch.randn(1, 100, 1024)
@@ -235,18 +235,20 @@ def test_full_size_random_weights_load_and_run() -> None:
     latents = gpt.latents(prefix, torch.arange(10))
     del gpt
     vocoder = weights.build(
-        lambda: BigVgan(cfg.vocoder), random_state(tiny.vocoder_shapes(tiny.FULL)), part="vocoder"
+        lambda: BigVgan(cfg.vocoder),
+        random_state(shapes.vocoder_shapes(sizes.FULL)),
+        part="vocoder",
     )
     wave = vocoder(torch.randn(1, 80, 8))
     del vocoder
-    cfm = random_state(tiny.cfm_shapes(tiny.FULL))
+    cfm = random_state(shapes.cfm_shapes(sizes.FULL))
     dit = weights.build(
         lambda: Dit(cfg.s2mel),
         {k.removeprefix("estimator."): v for k, v in cfm.items()},
         part="cfm",
     )
     constant = dit.constant(torch.randn(1, 80, 64), torch.randn(1, 64, 512), torch.randn(1, 192))
-    velocity = dit(torch.randn(1, 80, 64), constant, dit.modulation(torch.tensor([0.5])), [64])
+    velocity = dit(torch.randn(1, 80, 64), constant, dit.modulation(torch.tensor([0.5])))
 
     assert prefix.shape == (34 + 5, 1280)
     assert latents.shape == (10, 1280) and latents.isfinite().all()
