@@ -5,6 +5,10 @@
 
 import { CODEC, FLAG, TICKS_PER_MS } from "./protocol.js";
 
+const QUIET_BYTES = 20; // an Opus packet of a pause at 24 kb/s,
+const LOUD_BYTES = 75; // and one of a stressed syllable
+const PCM_PART = 480; // 20 ms at 24 kHz, as long as a packet
+
 const SEAM_TICKS = TICKS_PER_MS; // frames closer than this follow each other
 const PCM_KEEP_TICKS = 600_000 * TICKS_PER_MS; // ten minutes of PCM are 29 MB
 
@@ -25,6 +29,7 @@ export class Timeline {
     if (this.#cuts.some((cut) => frame.epoch < cut.epoch && frame.seg >= cut.fromSeg)) return false;
     const at = this.#lowerBound((f) => f.seq < frame.seq);
     if (this.#frames[at]?.seq === frame.seq) return false;
+    frame.levels = levelsOf(frame);
     this.#frames.splice(at, 0, frame);
     return true;
   }
@@ -85,6 +90,24 @@ export class Timeline {
     return ranges;
   }
 
+  /**
+   * How loud the sound is, one value (0 to 1) for each of `count` equal parts of `ticks` from 0 on;
+   * NaN where nothing is here.
+   */
+  levels(ticks, count) {
+    const sums = new Float32Array(count);
+    const parts = new Uint16Array(count);
+    for (const { pts, dur, levels } of this.#frames) {
+      levels.forEach((level, i) => {
+        const at = Math.floor((count * (pts + ((i + 0.5) * dur) / levels.length)) / ticks);
+        if (at >= count) return;
+        sums[at] += level;
+        parts[at]++;
+      });
+    }
+    return sums.map((sum, i) => sum / parts[i]);
+  }
+
   /** Forget PCM that lies far behind `ticks`; Opus is small and stays. */
   trim(ticks) {
     const keep = (f) => f.codec !== CODEC.pcm || endOf(f) > ticks - PCM_KEEP_TICKS;
@@ -121,4 +144,21 @@ export class Timeline {
     }
     return low;
   }
+}
+
+/**
+ * Loudness of each 20 ms, 0 to 1.
+ *
+ * Nothing is decoded for it: a variable rate spends its bytes where something is said.
+ */
+function levelsOf({ packets, pcm }) {
+  const clamp = (x) => Math.min(1, Math.max(0, x));
+  if (packets) {
+    return Float32Array.from(packets, (p) => clamp((p.length - QUIET_BYTES) / (LOUD_BYTES - QUIET_BYTES)) ** 2);
+  }
+  return Float32Array.from({ length: Math.ceil((pcm?.length ?? 1) / PCM_PART) }, (_, i) => {
+    const part = pcm?.subarray(i * PCM_PART, (i + 1) * PCM_PART) ?? [];
+    const energy = part.reduce((sum, x) => sum + x * x, 0) / PCM_PART;
+    return clamp(Math.sqrt(energy) / 6_000);
+  });
 }

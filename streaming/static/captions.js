@@ -32,7 +32,6 @@ export class Captions {
 
   set language(tag) {
     this.#box.lang = tag;
-    this.#box.dir = "auto";
   }
 
   /** Keep the voice's place in view, or let the reader read elsewhere. */
@@ -54,6 +53,7 @@ export class Captions {
       this.#remove(known);
     }
     const node = document.createElement("p");
+    node.dir = "auto"; // a note may mix languages
     const sentence = { seg, epoch: e, ms, text, node, units: [] };
     const at = this.#sentences.findIndex((s) => s.seg > seg);
     this.#box.insertBefore(node, at < 0 ? null : this.#sentences[at].node);

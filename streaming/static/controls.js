@@ -1,6 +1,6 @@
 /** Buttons, keys and the system's media controls: each does one thing of the player. */
 
-import { $ } from "./view.js";
+import { $ } from "./dom.js";
 
 const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5];
 const BACK_MS = 15_000;

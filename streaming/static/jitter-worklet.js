@@ -26,6 +26,7 @@ class Playout extends AudioWorkletProcessor {
   wanted = false; // somebody pressed play
   state = "waiting"; // waiting | playing | done
   speed = 1;
+  held = false;
   live = false; // hold on to the live edge
   gain = 0;
   underruns = { n: 0, samples: 0 };
@@ -82,6 +83,11 @@ class Playout extends AudioWorkletProcessor {
   tempo({ speed, live }) {
     this.speed = speed;
     this.live = live;
+  }
+
+  /** The voice is silent on purpose: running dry is no fault of the network now. */
+  hold({ on }) {
+    this.held = on;
   }
 
   arrival({ atMs, ptsMs }) {
@@ -225,12 +231,16 @@ class Playout extends AudioWorkletProcessor {
     } else {
       this.state = "waiting";
       this.waited = 0;
-      this.starved = true;
-      this.underruns.n++;
-      this.underruns.samples += missing;
-      this.cushion.underrun(currentTime * 1_000);
+      if (!this.held) this.starve(missing);
     }
     this.report();
+  }
+
+  starve(missing) {
+    this.starved = true;
+    this.underruns.n++;
+    this.underruns.samples += missing;
+    this.cushion.underrun(currentTime * 1_000);
   }
 
   report() {

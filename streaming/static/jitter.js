@@ -10,9 +10,8 @@ const STEP_MS = 5_000;
 const STEP = 0.9;
 
 export class Cushion {
-  #late = [];
+  #arrivals = []; // of the last chunks: when they came, relative to their place in time
   #measured = LEAST_MS;
-  #best = Infinity; // earliest arrival so far, relative to the time line
   #extra = START_MS; // learnt from the server and from underruns; fades
   #calmAt = 0;
 
@@ -24,22 +23,25 @@ export class Cushion {
   /**
    * A chunk of position `ptsMs` arrived at `atMs`.
    *
-   * Lateness is counted against the best schedule so far, not against the best ever: a voice that
-   * is made faster than it plays comes ever earlier, and needs no cushion for that.
+   * Lateness is counted against the best schedule up to then, so chunks that come ever earlier (a
+   * replay, a voice faster than its sound) need no cushion, and a path that has become longer for
+   * good needs none either once the window has passed.
    */
   arrive(atMs, ptsMs) {
-    const lateness = atMs - ptsMs;
-    this.#best = Math.min(this.#best, lateness);
-    this.#late.push(lateness - this.#best);
-    if (this.#late.length > WINDOW) this.#late.shift();
-    const sorted = [...this.#late].sort((a, b) => a - b);
-    const p97 = sorted[Math.floor(0.97 * (sorted.length - 1))];
+    this.#arrivals.push(atMs - ptsMs);
+    if (this.#arrivals.length > WINDOW) this.#arrivals.shift();
+    let best = Infinity;
+    const late = Float64Array.from(this.#arrivals, (offset) => {
+      best = Math.min(best, offset);
+      return offset - best;
+    }).sort();
+    const p97 = late[Math.floor(0.97 * (late.length - 1))];
     this.#measured = Math.min(MOST_MS, Math.max(LEAST_MS, p97 + MARGIN_MS));
   }
 
   /** Another place or another connection: old arrivals say nothing about the new ones. */
   restart() {
-    this.#best = Infinity;
+    this.#arrivals = [];
   }
 
   /** Playback ran dry at `nowMs`: hold more from now on. */

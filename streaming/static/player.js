@@ -2,17 +2,24 @@
 
 import { Timeline } from "./buffer.js";
 import { Captions } from "./captions.js";
+import { Chapters } from "./chapters.js";
 import { wireControls } from "./controls.js";
 import { playableCodecs } from "./decoder.js";
-import { Connection, TICKS_PER_MS, sessionOf } from "./protocol.js";
+import { $, address } from "./dom.js";
+import { FileVoice, StreamVoice } from "./element.js";
+import { HostStrip } from "./host.js";
+import { EventFeed, buyTicket, listVoices, read } from "./http.js";
+import { Connection, TICKS_PER_MS, backoffMs, sessionOf } from "./protocol.js";
 import { chooseLanguage, known } from "./strings.js";
-import { $, View, address } from "./view.js";
-import { FileVoice, LiveVoice } from "./voice.js";
+import { View } from "./view.js";
+import { LiveVoice } from "./voice.js";
 import { parseVtt } from "./vtt.js";
 
 const FETCH_AHEAD_MS = 5_000; // a place nearer than this comes by itself soon enough
 const URGENT_MS = 5_000; // with less sound left than this, a lost connection is a problem
 const EVENTS_KEPT = 500;
+const DELAYS_KEPT = 200;
+const HTTP_RETRY_MS = 5_000;
 
 class Player {
   #timeline = new Timeline();
@@ -20,9 +27,23 @@ class Player {
     seek: (ms) => this.seek(ms),
     onFollow: () => this.#paintFollow(),
   });
+  #chapters = new Chapters({ seek: (ms) => this.seek(ms) });
   #view = new View();
+  #host = new HostStrip({
+    order: (order) => this.#order(order),
+    here: () => ({ ms: this.#voice.positionMs, seg: this.#captions.segAt(this.#voice.positionMs) }),
+  });
   #voice = new LiveVoice(this.#timeline, this);
+  #token = null;
+  #sid = null;
   #connection = null;
+  #feed = null; // captions, where there is no connection
+  #ticket = null;
+  #address = null; // of its sound then; without a time: of the recording
+  #isAsking = false; // for the session over HTTP
+  #role = "listener";
+  #listeners = null;
+  #isAtEdge = false; // the server's replay is over: what comes is new
   #opened = null;
   #cursor = null; // position of the last thing received in order
   #sent = 0; // ms: how far the server's own reading has come
@@ -39,6 +60,7 @@ class Player {
   #clickedAt = 0;
   #openedAt = 0;
   #stats = { ttfa_ms: null, first_frame_ms: null, recv_seq: -1, received_sha256: null, codec: null };
+  #delays = []; // ms from the engine to this page, of the last chunks that were new
   #events = [];
 
   async begin() {
@@ -47,28 +69,33 @@ class Player {
     setInterval(() => this.#second(), 1_000);
     this.#frame();
     this.#view.label();
-    const token = new URLSearchParams(location.hash.slice(1)).get("t");
-    const sid = token && sessionOf(token);
-    if (!sid) this.#fail("no_token");
+    this.#token = new URLSearchParams(location.hash.slice(1)).get("t");
+    this.#sid = this.#token && sessionOf(this.#token);
+    if (!this.#sid) this.#fail("no_token");
     else if (!isSecureContext) this.#fail("insecure");
-    else if (!LiveVoice.supported) this.#fail("unsupported");
-    else await this.#connect(token, sid);
+    else if (LiveVoice.supported) await this.#connect();
+    else this.onShut();
     this.#paint();
   }
 
-  async #connect(token, sid) {
+  async #connect() {
     const codecs = await playableCodecs();
     const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/live`;
     this.#openedAt = performance.now();
-    this.#connection = new Connection({ url, token, sid, codecs, host: this });
+    this.#connection = new Connection({ url, token: this.#token, sid: this.#sid, codecs, host: this });
   }
 
-  // What the connection asks and tells.
+  // What the connection, or the feed, asks and tells.
 
   from() {
     if (typeof this.#goal === "number") return { ms: Math.floor(this.#goal) };
+    if (this.#goal === "live") return { at: "live" };
     if (!this.#cursor) return { at: "start" };
     return { seq: this.#cursor[0], k: this.#cursor[1] };
+  }
+
+  get policy() {
+    return this.#atLive ? "live" : "complete";
   }
 
   progress() {
@@ -90,6 +117,7 @@ class Player {
     this.#stats.first_frame_ms ??= performance.now() - this.#openedAt;
     this.#stats.codec = frame.codec;
     if (!this.#timeline.add(frame)) return;
+    if (current && this.#isAtEdge) this.#measure(frame);
     this.#edge = Math.max(this.#edge, this.#timeline.end / TICKS_PER_MS);
     this.#view.received();
     this.#voice.arrived?.(frame);
@@ -99,22 +127,36 @@ class Player {
   onMessage(message, current) {
     this.#back();
     if (message.p && current) this.#cursor = message.p;
+    this.#edge = Math.max(this.#edge, message.ms ?? 0, message.w?.at(-1)?.[2] ?? 0);
     this.#messages[message.t]?.(message);
     if (!["seg", "w", "pong"].includes(message.t)) this.#paint();
   }
 
   #messages = {
+    welcome: (m) => this.#onWelcome(m),
+    caught_up: () => {
+      this.#isAtEdge = true;
+    },
+    listeners: (m) => {
+      this.#listeners = m.n;
+    },
+    codec: (m) => this.#voice.configure?.({ skip: m.skip }),
     queued: (m) => {
       this.#queue = m;
       this.#note("queued", { pos: m.pos });
     },
     opened: (m) => this.#onOpened(m),
-    seg: (m) => this.#captions.addSentence(m),
+    seg: (m) => {
+      this.#captions.addSentence(m);
+      this.#chapters.add(m.ms, m.chapter);
+    },
     w: (m) => this.#captions.addWords(m),
     cut: (m) => this.#onCut(m),
     gap: (m) => this.#timeline.gap(m.from_seq, m.to_seq),
     state: (m) => {
       this.#state = m.state;
+      this.#queue = null;
+      this.#voice.hold?.(m.state === "paused");
       if (m.state === "failed") this.#voice.finish?.(this.#edge);
       this.#note("state", { state: m.state });
     },
@@ -123,16 +165,13 @@ class Player {
       this.#state = "ended";
       this.#view.received();
       this.#note("end", { why: m.why });
-      if (m.url) this.#file ??= { url: m.url };
-      this.#view.offer(this.#file);
+      if (m.url && !this.#file) this.#offer({ url: m.url });
       this.#finish();
     },
-    file: (m) => {
-      this.#file = m;
-      this.#view.offer(this.#file);
-    },
-    error: () => {
-      this.#problem = "engine_failed";
+    file: (m) => this.#offer(m),
+    error: (m) => {
+      if (m.fatal) this.onProblem(m.code, m);
+      else this.#problem = "engine_failed";
     },
   };
 
@@ -149,16 +188,66 @@ class Player {
 
   onProblem(code, message) {
     this.#note("problem", { code });
-    const url = message.url ?? message.file?.url ?? this.#file?.url;
-    if (code === "gone" && url) this.#playFile({ ...this.#file, ...message.file, ...message, url });
+    const url = message.url ?? this.#file?.url ?? this.#address?.();
+    if (code === "gone" && url) this.#playFile({ ...this.#file, ...message, url });
     else if (!this.#whole()) this.#fail(known(code) ? code : message.retry_ms == null ? "internal" : "busy");
+  }
+
+  /** Nobody has answered through a WebSocket; see whether the session can be had over HTTP. */
+  async onShut() {
+    if (this.#isAsking || this.#feed || this.#opened || this.#queue || this.#problem) return;
+    this.#isAsking = true;
+    this.#note("shut", {});
+    try {
+      this.#ticket = await buyTicket(this.#token, this.#sid);
+    } catch (refused) {
+      this.#note("refused", { code: refused.code });
+      if (known(refused.code) || refused.code === "gone") this.onProblem(refused.code, refused.more);
+      if (!this.#connection) setTimeout(() => this.onShut(), HTTP_RETRY_MS);
+    }
+    this.#isAsking = false;
+    if (this.#ticket && !this.#opened) this.#overHttp();
+  }
+
+  /** The stream's way broke: go on with a new ticket, unless the server says why not. */
+  async onBroken(again) {
+    this.#down = { failures: (this.#down?.failures ?? 0) + 1 };
+    this.#note("down", this.#down);
+    this.#paint();
+    await new Promise((resolve) => setTimeout(resolve, backoffMs(this.#down.failures)));
+    try {
+      this.#ticket = await buyTicket(this.#token, this.#sid);
+      again();
+    } catch ({ code, more }) {
+      if (code === "unreachable" || more.status >= 500) this.onBroken(again);
+      else this.onProblem(code, more);
+    }
+  }
+
+  #onWelcome({ grants = [], role }) {
+    const mine = grants.find(({ sid }) => sid === this.#sid)?.role ?? role;
+    if (mine === this.#role) return;
+    this.#role = mine;
+    listVoices(this.#token).then((voices) => {
+      this.#host.show(this.#role, voices);
+      this.#paint();
+    });
+  }
+
+  async #order(order) {
+    const sentAt = performance.now();
+    const answer = await (this.#connection?.up ? this.#connection.order(order) : null);
+    this.#note("order", { ...order, answer, ms: Math.round(performance.now() - sentAt) });
+    return answer;
   }
 
   #onOpened(m) {
     const first = !this.#opened;
+    this.#isAtEdge = false;
     this.#opened = m;
     this.#queue = null;
     this.#state = m.state;
+    this.#voice.hold?.(m.state === "paused");
     this.#edge = Math.max(this.#timeline.end / TICKS_PER_MS, m.head.ms);
     this.#sent = m.from.ms;
     this.#view.received();
@@ -173,16 +262,17 @@ class Player {
   }
 
   #onCut(m) {
-    const crashed = m.why === "retry";
+    const isSudden = m.why === "retry" || m.why === "skip";
     const here = this.#voice.positionMs;
     this.#note("cut", { from_seg: m.from_seg, cut_ms: m.cut_ms, why: m.why });
     this.#timeline.cut(m.e, m.from_seg);
-    this.#captions.cut(m.e, m.from_seg, crashed || here < m.cut_ms ? -1 : this.#captions.segAt(here));
+    this.#chapters.cut(m.cut_ms);
+    this.#captions.cut(m.e, m.from_seg, isSudden || here < m.cut_ms ? -1 : this.#captions.segAt(here));
     this.#end = null;
     this.#edge = this.#sent = m.cut_ms;
     this.#view.received();
     this.#stats.received_sha256 = null;
-    this.#voice.cut?.({ epoch: m.e, fromSeg: m.from_seg, ms: m.cut_ms, crashed });
+    this.#voice.cut?.({ epoch: m.e, fromSeg: m.from_seg, ms: m.cut_ms, why: m.why });
   }
 
   /** Once the end is known: tell the voice, and take the digest when all is here. */
@@ -198,6 +288,13 @@ class Player {
     return this.#end !== null && this.#timeline.reach(0) / TICKS_PER_MS >= this.#end.dur_ms - 1;
   }
 
+  /** How long a chunk was on its way, by the server's clock. */
+  #measure({ emitMs }) {
+    const now = Math.round(Date.now() + this.#connection.offsetMs) >>> 0;
+    this.#delays.push((now - emitMs) | 0);
+    if (this.#delays.length > DELAYS_KEPT) this.#delays.shift();
+  }
+
   #back() {
     if (!this.#down) return;
     this.#down = null;
@@ -209,6 +306,7 @@ class Player {
   // What the voice asks and tells.
 
   onVoice() {
+    if (this.#feed && this.#voice.state === "playing") this.#back();
     this.#view.received();
     this.#note("voice", { state: this.#voice.state });
     this.#paint();
@@ -236,13 +334,15 @@ class Player {
     try {
       await this.#voice.play();
     } catch {
-      this.#fail("unsupported");
+      // An element says by itself what is wrong with it.
+      if (this.#voice instanceof LiveVoice) this.#fail("unsupported");
     }
     this.#connection?.ack();
     this.#paint();
   }
 
   pause() {
+    this.#live(false);
     this.#voice.pause();
     this.#paint();
   }
@@ -268,15 +368,10 @@ class Player {
   }
 
   jumpToLive() {
+    const isHere = this.#timeline.end / TICKS_PER_MS >= this.#edge - 100;
+    if (!isHere) this.#goal = "live";
     this.#live(true);
-    const cushionMs = Math.max(this.#voice.report.targetMs, 300);
-    if (this.#timeline.end / TICKS_PER_MS >= this.#edge - 100) {
-      this.#voice.seek(Math.max(0, this.#edge - cushionMs));
-    } else if (this.#connection?.up) {
-      this.#goal = "live";
-      this.#connection.open({ at: "live" });
-    }
-    this.#connection?.ack();
+    if (isHere) this.#voice.seek(Math.max(0, this.#edge - Math.max(this.#voice.report.targetMs, 300)));
     this.#captions.follow(true);
     this.play();
   }
@@ -296,8 +391,10 @@ class Player {
   }
 
   #live(on) {
+    if (this.#atLive === on) return;
     this.#atLive = on;
     this.#voice.tempo({ live: on });
+    if (this.#connection?.up) this.#connection.open(this.from()); // the policy is part of `open`
   }
 
   #ready() {
@@ -310,7 +407,7 @@ class Player {
   }
 
   #reachable() {
-    return this.#voice.durationMs ?? this.#edge;
+    return this.#voice.durationMs ?? Math.max(this.#edge, this.#voice.positionMs);
   }
 
   #interrupted() {
@@ -319,26 +416,61 @@ class Player {
 
   /** The session is gone, its recording is not: the same controls, another source. */
   async #playFile(file) {
-    const at = this.#voice.positionMs;
-    const wanted = ["waiting", "playing"].includes(this.#voice.state);
-    this.#voice.pause();
-    this.#file = file;
     this.#problem = this.#down = null;
     this.#state = "ended";
-    this.#voice = new FileVoice(address(file.url), this);
-    this.#voice.tempo({ speed: Number($("speed").value) });
-    this.#voice.seek(at);
+    this.#feed?.close();
+    this.#feed = null;
+    this.#change((at) => {
+      const voice = new FileVoice(address(file.url), this);
+      voice.seek(at);
+      return voice;
+    });
     if (!this.#opened) this.#introduce(file);
-    if (wanted) this.#voice.play().catch(() => this.onVoice());
-    this.#view.offer(this.#file);
+    this.#offer(file);
     this.#paint();
-    if (!file.vtt || !this.#captions.empty) return;
-    const answer = await fetch(address(file.vtt)).catch(() => null);
-    if (!answer?.ok) return;
-    for (const { sentence, words } of parseVtt(await answer.text())) {
+    const captions = file.vtt ?? (this.#ticket && `/episodes/${this.#sid}.vtt`);
+    if (!captions || !this.#captions.empty) return;
+    for (const { sentence, words } of parseVtt(await read(this.#token, address(captions)))) {
       this.#captions.addSentence(sentence);
       this.#captions.addWords(words);
     }
+  }
+
+  /** No WebSocket, or no worklet: an `<audio>` element plays the session's HTTP stream. */
+  #overHttp() {
+    this.#connection?.close();
+    this.#connection = null;
+    const format = document.createElement("audio").canPlayType("audio/ogg; codecs=opus") ? "ogg" : "mp3";
+    this.#address = (ms) => {
+      const query = new URLSearchParams({ ticket: this.#ticket });
+      if (ms !== undefined) query.set("from", Math.floor(ms));
+      return `/v1/live/${this.#sid}/audio.${format}?${query}`;
+    };
+    this.#change((at) => new StreamVoice(this.#address, this, at));
+    this.#feed = new EventFeed({
+      sid: this.#sid, token: this.#token, onMessage: (m) => this.onMessage(m, false),
+    });
+    this.#note("http", { format });
+    this.#introduce({});
+    this.#paint();
+  }
+
+  /** Another source of sound, at the same place. */
+  #change(make) {
+    const old = this.#voice;
+    const wanted = ["waiting", "playing"].includes(old.state);
+    const voice = make(old.positionMs);
+    old.close();
+    this.#voice = voice;
+    this.#voice.tempo({ speed: Number($("speed").value) });
+    if (wanted) this.#voice.play().catch(() => this.onVoice());
+  }
+
+  async #offer(file) {
+    this.#file = file;
+    this.#view.offer(file);
+    const chapters = file.chapters && await read(this.#token, address(file.chapters));
+    if (chapters) this.#chapters.load(chapters);
   }
 
   #fail(code) {
@@ -358,7 +490,12 @@ class Player {
       buf_ms: Math.round(this.#voice.bufferedMs),
       play_ms: Math.round(this.#voice.positionMs),
       edge_ms: Math.round(this.#edge),
+      transport: this.#feed ? "http" : this.#voice instanceof FileVoice ? "file" : "websocket",
+      role: this.#role,
+      policy: this.policy,
       reconnects: this.#connection?.reconnects ?? 0,
+      clock_offset_ms: Math.round(this.#connection?.offsetMs ?? 0),
+      delay_ms: [...this.#delays],
       end_sha256: this.#end?.sha256 ?? null,
       tap: report.tap,
     };
@@ -376,14 +513,14 @@ class Player {
   // Showing: `#face` names what is the case, the view does the rest.
 
   #face() {
-    if (this.#voice instanceof FileVoice && this.#voice.state !== "done") return "file";
     if (this.#voice.state === "done") return "ended";
-    if (this.#down && !this.#whole()) return this.#opened ? "reconnecting" : "connecting";
+    if (this.#voice instanceof FileVoice && !this.#feed) return "file";
+    if (this.#down && !this.#whole()) return this.#ready() ? "reconnecting" : "connecting";
     const isHopeless = this.#connection?.isClosed ?? true;
     if (this.#problem && isHopeless && !this.#ready()) return "problem";
     if (this.#interrupted()) return "suspended";
     if (this.#queue) return "queued";
-    if (!this.#opened) return "connecting";
+    if (!this.#opened && !this.#feed) return "connecting";
     if (!this.#edge && this.#state === "generating" && !this.#started) return "waitingForVoice";
     if (this.#voice.state === "waiting") return this.#state === "paused" ? "hostPaused" : "buffering";
     return { idle: "ready", playing: "playing", paused: "paused" }[this.#voice.state];
@@ -408,8 +545,10 @@ class Player {
       queue: this.#queue,
       isReady: this.#ready(),
       isStarted: this.#started,
-      isStopped: stopped || face === "suspended",
-      isLive: this.#opened !== null && ["generating", "paused"].includes(this.#state),
+      isHalted: stopped || face === "suspended",
+      isStopped: this.#end?.why === "stopped",
+      isOverHttp: this.#feed !== null,
+      isLive: Boolean(this.#opened ?? this.#feed) && ["generating", "paused"].includes(this.#state),
       isOver: this.#over(),
       isDown: this.#down !== null,
       followsLive: this.#atLive,
@@ -422,6 +561,11 @@ class Player {
 
   #paint() {
     this.#view.paint(this.#model());
+    if (this.#role === "listener") return;
+    this.#host.paint({
+      state: this.#state, queue: this.#queue, listeners: this.#listeners,
+      isUp: Boolean(this.#connection?.up),
+    });
   }
 
   #paintFollow() {
@@ -434,17 +578,14 @@ class Player {
     if (!this.#ready()) return;
     const { positionMs } = this.#voice;
     if (this.#started) this.#captions.show(positionMs);
-    const edgeMs = this.#reachable();
-    const isOver = this.#over();
-    // While the voice speaks, the bar has some room for what is still to come.
-    const spanMs = isOver ? Math.max(1, edgeMs) : Math.max(edgeMs * 1.1, edgeMs + 10_000);
-    this.#view.move({ positionMs, edgeMs, isOver, spanMs, ranges: () => this.#ranges() });
-  }
-
-  /** The stretches received, as [from, to] in ms. */
-  #ranges() {
-    if (this.#voice.durationMs) return [[0, this.#voice.durationMs]];
-    return this.#timeline.ranges().map((range) => range.map((ticks) => ticks / TICKS_PER_MS));
+    this.#chapters.show(positionMs);
+    this.#view.move({
+      positionMs, edgeMs: this.#reachable(), reachMs: positionMs + this.#voice.bufferedMs,
+      isOver: this.#over(), marks: this.#chapters.starts,
+      // Nothing is known of the loudness of what an element fetches by itself.
+      levels: (spanMs, count) =>
+        this.#timeline.end ? this.#timeline.levels(spanMs * TICKS_PER_MS, count) : [],
+    });
   }
 
   /** Once a second: what needs no more haste, and what a hidden page still must do. */
@@ -457,6 +598,7 @@ class Player {
 
   #introduce(about) {
     this.#view.introduce(about);
+    if (this.#role !== "listener") this.#host.label();
     this.#captions.language = about.lang || "";
   }
 }

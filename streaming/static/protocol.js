@@ -20,6 +20,9 @@ const ACK_MS = 5_000;
 const SILENT_MS = 25_000; // nothing at all for so long: the path is dead
 const GOOD_MS = 30_000; // a connection that held so long resets the backoff
 const BACKOFF_MS = { base: 250, max: 10_000 };
+const DOOR_MS = 3_000; // no welcome by then: something on the way may block WebSockets
+const ANSWER_MS = 12_000; // for an order
+const ROUND_TRIPS = 8; // the clock follows the fastest of the last ones
 
 /** Errors after which another try cannot help. */
 const FINAL = new Set([
@@ -90,14 +93,24 @@ export function sessionOf(token) {
   }
 }
 
+/** How long to wait after the n-th failure: full jitter, so that nobody comes back together. */
+export const backoffMs = (n) => Math.random() * Math.min(BACKOFF_MS.max, BACKOFF_MS.base * 2 ** (n - 1));
+
 /**
  * A connection to the gateway that is renewed until the session is over.
  *
- * `host` is told what happens (`onMessage`, `onFrame`, `onDown`, `onProblem`) and asked for what the
- * connection must say: `from()` for a new `open`, `progress()` for an `ack`.
+ * `host` is told what happens (`onMessage`, `onFrame`, `onDown`, `onProblem`, `onShut` while nobody
+ * has ever answered) and asked for what the connection must say: `from()` and `policy` for a new
+ * `open`, `progress()` for an `ack`.
  */
 export class Connection {
   reconnects = 0;
+  offsetMs = 0; // the server's clock less ours
+  #id = crypto.randomUUID(); // so that a new connection of this page replaces its old one
+  #welcomed = false; // somebody has answered, once at least
+  #door = 0;
+  #trips = [];
+  #orders = new Map(); // by request: what to do with the answer
   #socket = null;
   #failures = 0;
   #retryMs = null;
@@ -105,8 +118,9 @@ export class Connection {
   #upSince = 0;
   #heardAt = 0;
   #saidAt = 0;
+  #ackMs = ACK_MS;
   #request = 0;
-  #asked = false; // this socket has an `open` of ours
+  #asked = 0; // the `open` that this socket has of ours
   #opened = 0; // the request whose answer we follow
   #closed = false;
 
@@ -135,11 +149,11 @@ export class Connection {
   /** Listen from another place: `from` as in `open`. */
   open(from) {
     if (this.#asked) this.#send({ t: "close", sid: this.sid });
-    this.#asked = true;
+    this.#asked = ++this.#request;
     this.#opened = 0;
     this.#send({
-      t: "open", req: ++this.#request, sid: this.sid, from, codec: this.codecs[0],
-      policy: "complete", words: true,
+      t: "open", req: this.#asked, sid: this.sid, from, codec: this.codecs[0],
+      policy: this.host.policy, words: true,
     });
   }
 
@@ -150,10 +164,30 @@ export class Connection {
     this.#send({ t: "ack", sid: this.sid, ...this.host.progress(), ts: Date.now() });
   }
 
+  /**
+   * Give an order about the session, for everybody (`control`).
+   *
+   * Resolves to the `ctl` or `error` that answers it, to null if none came.
+   */
+  order(order) {
+    const req = ++this.#request;
+    return new Promise((resolve) => {
+      const done = (answer) => {
+        clearTimeout(timer);
+        this.#orders.delete(req);
+        resolve(answer);
+      };
+      const timer = setTimeout(done, ANSWER_MS, null);
+      this.#orders.set(req, done);
+      this.#send({ t: "control", req, sid: this.sid, ...order });
+    });
+  }
+
   /** The session is over for us; no more tries. */
   close() {
     this.#closed = true;
     clearTimeout(this.#timer);
+    clearTimeout(this.#door);
     this.#timer = 0;
     this.#socket?.close(1000);
   }
@@ -166,14 +200,15 @@ export class Connection {
     clearTimeout(this.#timer);
     this.#timer = 0;
     this.#opened = 0;
-    this.#asked = false;
+    this.#asked = 0;
     this.#heardAt = this.#saidAt = Date.now();
+    if (!this.#welcomed) this.#door = setTimeout(() => this.host.onShut(), DOOR_MS);
     const socket = new WebSocket(this.url, ["notecast.v1"]);
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
     socket.onopen = () => this.#send({
       t: "hello", v: 1, token: this.token, codecs: this.codecs,
-      client: { name: "notecast-player", ver: "1" },
+      client: { name: "notecast-player", ver: "1", id: this.#id },
     });
     socket.onmessage = ({ data }) => this.#hear(socket, data);
     socket.onclose = (event) => this.#down(socket, event);
@@ -189,18 +224,34 @@ export class Connection {
     }
     const message = JSON.parse(data);
     if (message.t === "welcome") {
+      clearTimeout(this.#door);
+      this.#welcomed = true;
       this.#upSince = Date.now();
       this.open(this.host.from());
     } else if (message.t === "opened") {
-      if (message.req !== this.#request) return;
+      if (message.req !== this.#asked) return;
       this.#opened = message.req;
+      this.#ackMs = message.ack_ms ?? ACK_MS;
+    } else if (message.t === "pong") {
+      this.#tell(message);
     } else if (message.t === "goaway") {
       this.#retryMs = message.retry_ms;
+    } else if (this.#orders.has(message.req)) {
+      this.#orders.get(message.req)(message);
+      return;
     } else if (message.t === "error") {
       this.#problem(message);
       return;
     }
     this.host.onMessage(message, this.#opened > 0);
+  }
+
+  /** A `pong`: the trip that took least says best what the server's clock shows. */
+  #tell({ ts, now }) {
+    const tripMs = Date.now() - ts;
+    this.#trips.push({ tripMs, offsetMs: now - ts - tripMs / 2 });
+    if (this.#trips.length > ROUND_TRIPS) this.#trips.shift();
+    this.offsetMs = this.#trips.reduce((a, b) => (b.tripMs < a.tripMs ? b : a)).offsetMs;
   }
 
   #problem(message) {
@@ -224,7 +275,7 @@ export class Connection {
       dead.onclose = null;
       dead.close();
       this.#down(dead, { code: 1006 });
-    } else if (this.up && now - this.#saidAt >= ACK_MS) {
+    } else if (this.up && now - this.#saidAt >= this.#ackMs) {
       this.ack();
     } else if (now - this.#saidAt >= PING_MS) {
       this.#saidAt = now;
@@ -234,6 +285,8 @@ export class Connection {
 
   #down(socket, { code }) {
     if (this.#closed || socket !== this.#socket) return;
+    clearTimeout(this.#door);
+    for (const done of [...this.#orders.values()]) done(null);
     if (this.#upSince && Date.now() - this.#upSince > GOOD_MS) this.#failures = 0;
     const meaning = CLOSE_CODES[code];
     if (FINAL.has(meaning) || meaning === "unsupported") {
@@ -241,13 +294,13 @@ export class Connection {
       this.host.onProblem(meaning, {});
       return;
     }
-    const limit = Math.min(BACKOFF_MS.max, BACKOFF_MS.base * 2 ** this.#failures++);
-    const wait = this.#retryMs ?? Math.random() * limit;
+    const wait = this.#retryMs ?? backoffMs(++this.#failures);
     if (this.#upSince) this.reconnects++;
     this.#upSince = 0;
     this.#retryMs = null;
     this.#opened = 0;
     this.#timer = setTimeout(() => this.#connect(), wait);
     this.host.onDown({ failures: this.#failures, busy: meaning === "busy" });
+    if (!this.#welcomed) this.host.onShut();
   }
 }

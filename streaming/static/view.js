@@ -1,14 +1,17 @@
 /** What is seen and read out: everything of the page but the transcript, painted from a model. */
 
+import { $, address, announce, put } from "./dom.js";
 import { chooseLanguage, clock, say, spokenClock } from "./strings.js";
+import { Waveform } from "./waveform.js";
 
 const BEHIND_MS = 8_000; // so far behind the live edge, going there is worth a button
 const LATE_MS = 20_000; // so late at the door, where to begin is worth a question
-
-export const $ = (id) => document.getElementById(id);
+const SPANS_MS = 15_000; // the bar of a session that is still spoken grows by halves of this
 
 export class View {
   #barIsStale = true;
+  #waveform = new Waveform($("waveform"));
+  #face = "";
 
   /** Names and texts that change with the language only. */
   label() {
@@ -19,7 +22,7 @@ export class View {
     put($("speed-label"), say("speed"));
     put($("follow"), say("follow"));
     put($("still"), say("still"));
-    this.#barIsStale = true;
+    this.received();
   }
 
   /** The note's own title and language. */
@@ -47,13 +50,15 @@ export class View {
     const isQuiet = ["ready", "playing", "paused", "file"].includes(m.face);
     document.body.dataset.phase = m.isStarted ? "on" : m.isReady ? "ready" : "connecting";
     document.body.dataset.face = m.face;
-    put($("status"), isQuiet ? say(m.isLive ? "spokenNow" : "spoken") : text);
+    const about = m.isOverHttp ? "overHttp" : m.isLive ? "spokenNow" : m.isStopped ? "stopped" : "spoken";
+    put($("status"), isQuiet ? say(about) : text);
     $("problem").hidden = !m.trouble;
     put($("problem"), m.trouble ? say(m.trouble) : "");
     if (m.face === "problem") put($("title"), say("nothing"));
-    if ($("announce").dataset.face !== m.face) {
-      $("announce").dataset.face = m.face;
-      put($("announce"), text);
+    const news = `${m.face} ${m.trouble}`;
+    if (news !== this.#face) {
+      this.#face = news;
+      announce([text, m.trouble && say(m.trouble)].filter(Boolean).join(" "));
     }
     this.#paintButtons(m);
     $("badge").hidden = !m.isLive && m.face !== "queued";
@@ -69,36 +74,36 @@ export class View {
   #paintButtons(m) {
     const isLate = !m.isStarted && m.isLive && m.edgeMs > LATE_MS;
     const first = isLate ? "listenStart" : "listen";
-    const label = m.face === "ended" ? "again" : !m.isStopped ? "pause" : m.isStarted ? "play" : first;
+    const label = m.face === "ended" ? "again" : !m.isHalted ? "pause" : m.isStarted ? "play" : first;
     $("play").disabled = !m.isReady;
     $("play").setAttribute("aria-label", say(label));
     $("play-text").hidden = m.isStarted;
     put($("play-text"), say(label));
-    $("play-icon").setAttribute("href", m.isStopped ? "#i-play" : "#i-pause");
+    $("play-icon").setAttribute("href", m.isHalted ? "#i-play" : "#i-pause");
     const isBehind = m.edgeMs - m.positionMs > BEHIND_MS;
     const isAtLive = m.followsLive && m.isStarted;
-    $("live").hidden = !m.isLive || (m.isStarted ? !isBehind && !isAtLive : !isLate);
+    $("live").hidden = !m.isLive || m.isOverHttp || (m.isStarted ? !isBehind && !isAtLive : !isLate);
     $("live").disabled = isAtLive;
     put($("live"), say(!m.isStarted ? "joinLive" : isAtLive ? "atLive" : "jumpLive"));
   }
 
   /** The place on the bar; called for each frame that the screen shows. */
-  move({ positionMs, spanMs, edgeMs, isOver, ranges }) {
+  move({ positionMs, edgeMs, reachMs, isOver, marks, levels }) {
     if (!$("seek").matches(":active")) $("seek").value = positionMs;
-    const share = (ms) => `${Math.min(100, (100 * ms) / spanMs)}%`;
-    $("spoken").style.width = share($("seek").valueAsNumber);
     put($("now"), clock($("seek").valueAsNumber));
-    if (!this.#barIsStale) return;
-    this.#barIsStale = false;
-    $("seek").max = Math.ceil(spanMs);
-    $("edge").style.width = share(edgeMs);
-    $("received").replaceChildren(...ranges().map(([from, to]) => {
-      const piece = document.createElement("i");
-      piece.style.left = share(from);
-      piece.style.right = `calc(100% - ${share(to)})`;
-      return piece;
-    }));
-    put($("total"), isOver ? clock(edgeMs) : say("soFar", clock(edgeMs)));
+    const spanMs = isOver ? Math.max(1, edgeMs) : roomFor(edgeMs);
+    if (this.#barIsStale) {
+      this.#barIsStale = false;
+      $("seek").max = Math.ceil(spanMs);
+      this.#waveform.levels = levels(spanMs, this.#waveform.count);
+      put($("total"), isOver ? clock(edgeMs) : say("soFar", clock(edgeMs)));
+    }
+    this.#waveform.paint({
+      position: $("seek").valueAsNumber / spanMs,
+      edge: edgeMs / spanMs,
+      reach: reachMs / spanMs,
+      marks: marks.map((ms) => ms / spanMs),
+    });
   }
 
   /** What the slider tells those who do not see it, and the system's own controls; once a second. */
@@ -132,21 +137,18 @@ export class View {
   }
 }
 
-function sentenceFor({ face, queue, bufferedMs }) {
+/** A span with room for what is still to come; it grows in steps, so that the bars hold still. */
+function roomFor(edgeMs) {
+  let spanMs = SPANS_MS;
+  while (spanMs < edgeMs * 1.08 + 2_000) spanMs *= 1.5;
+  return spanMs;
+}
+
+function sentenceFor({ face, queue, bufferedMs, isStopped }) {
   if (face === "problem") return "";
+  if (face === "ended" && isStopped) return say("stopped");
   if (face === "reconnecting") return say(face, Math.round(bufferedMs / 1_000));
   if (face !== "queued") return say(face);
   if (queue.pos == null) return say("waitingForVoice");
   return queue.eta_ms ? say("queuedSoon", queue.pos, spokenClock(queue.eta_ms)) : say("queued", queue.pos);
-}
-
-/** Write only what changed: a live region speaks each writing, and layout is not free. */
-function put(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-/** `url` made absolute, or null unless it is http(s). */
-export function address(url) {
-  const { protocol, href } = new URL(url, location.href);
-  return /^https?:$/.test(protocol) ? href : null;
 }

@@ -1,7 +1,4 @@
-/**
- * What makes the sound: `LiveVoice` plays a session from the frames received, `FileVoice` its
- * finished recording. Both have the same face: `play pause seek tempo positionMs state`.
- */
+/** What makes the sound of a live session: frames to a decoder, samples to the worklet. */
 
 import { decoderFor } from "./decoder.js";
 import { FLAG, TICKS_PER_MS } from "./protocol.js";
@@ -19,6 +16,7 @@ export class LiveVoice {
   #node = null;
   #starting = null;
   #wanted = false;
+  #held = false;
   #tempo = { speed: 1, live: false };
   #generation = 0;
   #skip = 0;
@@ -38,6 +36,9 @@ export class LiveVoice {
     this.#timeline = timeline;
     this.#host = host;
     this.#at = { ticks: 0 };
+    // A phone call or another app may have taken the sound; who comes back wants to hear again.
+    for (const event of ["pageshow", "focus"]) addEventListener(event, () => this.#wake());
+    document.addEventListener("visibilitychange", () => document.hidden || this.#wake());
   }
 
   /** Can this page make live sound at all? */
@@ -67,7 +68,7 @@ export class LiveVoice {
 
   configure({ skip, preMs }) {
     this.#skip = skip;
-    this.#post({ t: "advise", ms: preMs });
+    if (preMs) this.#post({ t: "advise", ms: preMs });
   }
 
   /** Call inside a gesture. */
@@ -88,6 +89,12 @@ export class LiveVoice {
     this.#setState("paused");
   }
 
+  close() {
+    this.pause();
+    this.#context?.close();
+    this.#context = this.#node = null;
+  }
+
   seek(ms) {
     this.#jump({ ticks: Math.round(ms * TICKS_PER_MS) });
   }
@@ -95,6 +102,12 @@ export class LiveVoice {
   tempo(tempo) {
     Object.assign(this.#tempo, tempo);
     this.#post({ t: "tempo", ...this.#tempo });
+  }
+
+  /** The host has paused the reading, or goes on. */
+  hold(on) {
+    this.#held = on;
+    this.#post({ t: "hold", on });
   }
 
   /** A frame came in. */
@@ -113,10 +126,11 @@ export class LiveVoice {
   /**
    * Sentences from `fromSeg` on begin anew in `epoch`, at `ms`.
    *
-   * Before that place: play up to it. Beyond it: after a crash the sentence is not whole, so go to
-   * its new beginning; else finish the sentence and go on with the next.
+   * Before that place: play up to it. Beyond it: where the host skips, follow at once; after a crash
+   * (`retry`) the sentence is not whole, so go to its new beginning; else finish the sentence and go
+   * on with the next.
    */
-  cut({ epoch, fromSeg, ms, crashed }) {
+  cut({ epoch, fromSeg, ms, why }) {
     this.#end = null;
     const border = Math.round(ms * TICKS_PER_MS);
     const here = this.positionMs * TICKS_PER_MS;
@@ -127,7 +141,9 @@ export class LiveVoice {
         this.#last = this.#timeline.at(border - 2 * TICKS_PER_MS) ?? null;
         if (!this.#last) this.#at = { epoch, seg: fromSeg, ticks: border };
       }
-    } else if (crashed || !this.#last) {
+    } else if (why === "skip") {
+      this.#jump({ epoch, seg: fromSeg, ticks: border });
+    } else if (why === "retry" || !this.#last) {
       // Where all is spoken again from the start, nobody has to hear again what he knows.
       this.#jump({ epoch, seg: Math.max(fromSeg, seg), ticks: seg > fromSeg ? here : border });
     } else {
@@ -150,6 +166,12 @@ export class LiveVoice {
 
   // Starting.
 
+  #wake() {
+    const isAsleep = ["suspended", "interrupted"].includes(this.contextState);
+    // Where that needs a gesture, the page says so.
+    if (this.#wanted && isAsleep) this.#context.resume().catch(() => this.#host.onVoice());
+  }
+
   async #start() {
     if (navigator.audioSession) navigator.audioSession.type = "playback";
     // A fixed rate leaves resampling to the browser, which does it better than a worklet can.
@@ -165,6 +187,7 @@ export class LiveVoice {
     this.#early = [];
     this.#post({ t: "flush", generation: this.#generation });
     this.#post({ t: "tempo", ...this.#tempo });
+    this.#post({ t: "hold", on: this.#held });
   }
 
   #post(message, transfer = []) {
@@ -334,62 +357,5 @@ export class LiveVoice {
     this.#finished = false;
     this.#sentences = this.#sentences.filter((s) => s.pts < ticks);
     this.#post({ t: "truncate", pts: ticks });
-  }
-}
-
-/** The finished recording, through an `<audio>` element. */
-export class FileVoice {
-  report = { targetMs: 0, underruns: { n: 0, ms: 0 }, tap: null };
-  #audio;
-
-  constructor(url, host) {
-    this.#audio = new Audio(url);
-    this.#audio.preload = "metadata";
-    for (const event of ["playing", "pause", "waiting", "ended", "durationchange"]) {
-      this.#audio.addEventListener(event, () => host.onVoice());
-    }
-    this.#audio.addEventListener("error", () => host.onProblem("gone", {}));
-    this.#audio.addEventListener("playing", () => host.onSound(0), { once: true });
-  }
-
-  get state() {
-    const { ended, paused, readyState, currentTime } = this.#audio;
-    if (ended) return "done";
-    if (paused) return currentTime ? "paused" : "idle";
-    return readyState > 2 ? "playing" : "waiting";
-  }
-
-  get contextState() {
-    return "running";
-  }
-
-  get positionMs() {
-    return this.#audio.currentTime * 1_000;
-  }
-
-  get durationMs() {
-    return Number.isFinite(this.#audio.duration) ? this.#audio.duration * 1_000 : 0;
-  }
-
-  get bufferedMs() {
-    const { buffered } = this.#audio;
-    return buffered.length ? Math.max(0, buffered.end(buffered.length - 1) * 1_000 - this.positionMs) : 0;
-  }
-
-  async play() {
-    if (navigator.audioSession) navigator.audioSession.type = "playback";
-    await this.#audio.play();
-  }
-
-  pause() {
-    this.#audio.pause();
-  }
-
-  seek(ms) {
-    this.#audio.currentTime = ms / 1_000;
-  }
-
-  tempo({ speed }) {
-    if (speed) this.#audio.playbackRate = speed;
   }
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -79,12 +79,21 @@ def sentences(texts: Sequence[str] = ENGLISH, *, chunks: int = 8) -> list[Senten
 
 
 class Writer:
-    """Speaks sentences into a session: chunk n is due `n * CHUNK_MS * pace` after the start."""
+    """Speaks sentences into a session: chunk n is due `n * CHUNK_MS * pace` after the start.
+
+    A sentence whose text is in `sounds` sounds like that, all others like `tone`.
+    """
 
     def __init__(
-        self, session: LiveSession, *, pcm: bool = False, quality: Quality = "model"
+        self,
+        session: LiveSession,
+        *,
+        pcm: bool = False,
+        quality: Quality = "model",
+        sounds: Mapping[str, npt.NDArray[np.int16]] | None = None,
     ) -> None:
         self.session = session
+        self._sounds = sounds or {}
         self._quality = quality
         self._encoder = Encoder()
         self._pcm = pcm
@@ -93,8 +102,10 @@ class Writer:
         """Yield one call per chunk of `sentence`; the first brings its text, the last its words."""
         start_ms = self.session.dur_ms
         self.session.sentence(seg, sentence.text)
-        samples = tone(start_ms // CHUNK_MS, sentence.chunks).reshape(sentence.chunks, -1)
-        for i, block in enumerate(samples):
+        samples = self._sounds.get(sentence.text)
+        if samples is None:
+            samples = tone(start_ms // CHUNK_MS, sentence.chunks)
+        for i, block in enumerate(samples.reshape(sentence.chunks, -1)):
             packets = self._encoder.packets(block)
             pcm = block.astype("<i2").tobytes() if self._pcm else b""
             first, last = i == 0, i == sentence.chunks - 1

@@ -9,18 +9,27 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, cast
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 import streaming
+from pipeline.services import Services
+from pipeline.web import live_audio, live_events, problems, proofs
+from pipeline.web.site import Site
 from streaming.chunk_log import MemoryLog
+from streaming.errors import NotDone
+from streaming.limits import Limits
 from streaming.links import LinkBook, listen_url
+from streaming.orders import Begun, Order, Outcome, Say
+from streaming.renditions import Renditions
 from streaming.server import Gateway, SessionInfo, websocket_protocol
 from streaming.session import LiveSession
-from streaming.tokens import KeyRing
+from streaming.tokens import KeyRing, Role
 
 STATIC = Path(streaming.__file__).parent / "static"
 HEADERS = {
@@ -35,10 +44,15 @@ HEADERS = {
 
 
 class Wire:
-    """TCP from a port of its own to the server's; can be cut, and stay cut."""
+    """TCP from a port of its own to the server's; can be cut, and stay cut.
+
+    `blocks` says what it does to WebSockets, as some company networks do: `silence` swallows the
+    upgrade, `reset` breaks the connection.
+    """
 
     def __init__(self) -> None:
         self.is_cut = False
+        self.blocks: Literal["", "silence", "reset"] = ""
         self.port = 0
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -47,7 +61,14 @@ class Wire:
             if self.is_cut:
                 writer.transport.abort()
                 return
+            first = await reader.read(1 << 16)
+            if self.blocks and b"upgrade: websocket" in first.lower():
+                self._writers.add(writer)
+                if self.blocks == "reset":
+                    writer.transport.abort()
+                return
             there_reader, there = await asyncio.open_connection("127.0.0.1", server_port)
+            there.write(first)
             self._writers |= {writer, there}
             await asyncio.gather(self._pump(reader, there), self._pump(there_reader, writer))
             self._writers -= {writer, there}
@@ -69,11 +90,36 @@ class Wire:
             writer.transport.abort()
 
 
+Follow = Callable[[Order], Outcome]
+
+
+class Desk:
+    """Carries orders out as a test says (`follow[sid]`), in a thread of their own."""
+
+    def __init__(self) -> None:
+        self.follow: dict[str, Follow] = {}
+        self.orders: list[Order] = []
+
+    async def order(self, order: Order, key: str) -> Order:
+        self.orders.append(order)
+        return order
+
+    async def outcome(self, ticket: Order) -> Outcome:
+        return await asyncio.to_thread(self.follow[ticket.sid], ticket)
+
+    async def say(self, say: Say, key: str) -> Begun:
+        raise NotDone("forbidden", "nobody speaks on this stage")
+
+    async def is_waiting(self, sid: str) -> bool:
+        return False
+
+
 class Stage:
     """Everything in one thread with one event loop; `close` leaves nothing behind."""
 
     def __init__(self, recordings: Path) -> None:
         self.log = MemoryLog()
+        self.desk = Desk()
         self.recordings = recordings  # what lies here is served under /recordings/
         self.known: dict[str, SessionInfo] = {}  # what the pipeline says of sessions without a log
         self._links = LinkBook(KeyRing({"test": secrets.token_bytes(32)}, "test"))
@@ -90,9 +136,10 @@ class Stage:
         sid = f"ses_{secrets.token_hex(10)}"
         return LiveSession.create(self.log, sid, 1, meta={"title": title, "lang": lang})
 
-    def link(self, sid: str, *, expires_in_s: float = 600) -> str:
+    def link(self, sid: str, *, expires_in_s: float = 600, role: Role = "listener") -> str:
         expires = int(time.time() + expires_in_s)
-        token = self._links.mint(f"lnk_{secrets.token_hex(6)}", sid, expires=expires)
+        link = f"lnk_{secrets.token_hex(6)}"
+        token = self._links.mint(link, sid, expires=expires, role=role)
         return listen_url(self.origin, "notes", token)
 
     @property
@@ -105,6 +152,11 @@ class Stage:
 
     def mend_wire(self) -> None:
         self._wire.is_cut = False
+        self._wire.blocks = ""
+
+    def block_websockets(self, how: Literal["silence", "reset"]) -> None:
+        """Let no new WebSocket through, until `mend_wire`."""
+        self._wire.blocks = how
 
     def close(self) -> None:
         self._call(self._stop.set)
@@ -127,9 +179,12 @@ class Stage:
         async def info(sid: str) -> SessionInfo | None:
             return self.known.get(sid)
 
-        async with Gateway(self.log, self._links, session_info=info) as gateway:
+        roomy = Limits(per_address=5_000)
+        async with Gateway(
+            self.log, self._links, session_info=info, desk=self.desk, limits=roomy
+        ) as gateway:
             config = uvicorn.Config(
-                page_app(self.recordings),
+                page_app(self.recordings, gateway),
                 port=0,
                 ws=websocket_protocol(gateway),  # type: ignore[arg-type]
                 log_level="error",
@@ -151,13 +206,36 @@ class Stage:
                 await serving
 
 
-def page_app(recordings: Path) -> FastAPI:
-    """The page as `pipeline.web` serves it, without the pipeline."""
+def page_app(recordings: Path, gateway: Gateway) -> FastAPI:
+    """The page and live listening as `pipeline.web` serves them, without the pipeline."""
     app = FastAPI()
+    problems.install(app)
+    services = SimpleNamespace(settings=SimpleNamespace(transactions=4), database=None)
+    site = Site(cast(Services, services), gateway)
+    for routes in (
+        proofs.routes(site),
+        live_audio.routes(site, Renditions()),
+        live_events.routes(site),
+    ):
+        app.include_router(routes)
 
     @app.get("/l/{slug}")
     def player(slug: str) -> FileResponse:
         return FileResponse(STATIC / "player.html", headers=HEADERS)
+
+    @app.get("/rig")
+    def rig() -> Response:
+        icon = '<link rel="icon" href="/static/favicon.svg">'
+        return Response(f"<!doctype html><title>rig</title>{icon}", media_type="text/html")
+
+    @app.get("/rig.js")
+    def rig_script() -> FileResponse:
+        return FileResponse(Path(__file__).with_name("rig.js"), media_type="text/javascript")
+
+    @app.get("/v1/audio/voices")
+    def voices() -> dict[str, list[dict[str, str]]]:
+        heart = {"id": "af_heart", "name": "Heart", "lang": "en"}
+        return {"voices": [{"id": "zf_xiaoxiao", "name": "Xiaoxiao", "lang": "zh"}, heart]}
 
     @app.get("/recordings/{name}")
     def recording(name: str) -> FileResponse:

@@ -1,0 +1,19 @@
+/** The little that every part of the page needs to know of the document. */
+
+export const $ = (id) => document.getElementById(id);
+
+/** Write only what changed: a live region speaks each writing, and layout is not free. */
+export function put(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/** Say something once to those who do not see the page; the newest news wins. */
+export function announce(text) {
+  put($("announce"), text);
+}
+
+/** `url` made absolute, or null unless it is http(s). */
+export function address(url) {
+  const { protocol, href } = new URL(url, location.href);
+  return /^https?:$/.test(protocol) ? href : null;
+}
