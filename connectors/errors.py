@@ -55,14 +55,23 @@ class ConfigError(ConnectorError):
 
 
 class ToolUnavailable(ConnectorError):
-    """The tool is down or limits us; `after_s` is the wait it asked for, None if it named none."""
+    """The tool is down or limits us.
+
+    Attributes:
+        after_s: the wait it asked for, None if it named none.
+        unanswered: the call was made and no answer came, so it may have worked all the same;
+            what must not be done twice is not tried again.
+    """
 
     status = 503
     retry = True
 
-    def __init__(self, message: str, *, after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, after_s: float | None = None, unanswered: bool = False
+    ) -> None:
         super().__init__(message)
         self.after_s = after_s
+        self.unanswered = unanswered
 
 
 class ToolRefused(ConnectorError):

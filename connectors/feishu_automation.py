@@ -1,5 +1,7 @@
 """Feishu and Lark Bitable through an automation's "send HTTP request" step; needs no app.
 
+Where there is an app, use `feishu`, whose door takes the same automation.
+
 The automation cannot sign, so a bearer token authenticates. Its next step stores our `listen_url`
 in the row; when the reading ends we POST to the Base's own "webhook received" trigger.
 """
@@ -30,7 +32,7 @@ from connectors.base import (
     Reply,
 )
 from connectors.errors import Malformed, ToolRefused, ToolUnavailable
-from connectors.http import Bearer, post_json
+from connectors.http import Api, Bearer
 from connectors.payload import (
     DurationRule,
     Key,
@@ -96,10 +98,7 @@ class FeishuAutomation(Connector):
         @field_validator("token")
         @classmethod
         def _long_enough(cls, tokens: list[SecretStr]) -> list[SecretStr]:
-            for token in tokens:
-                if len(token.get_secret_value()) < 16:
-                    raise ValueError("shorter than 16 characters; make one: openssl rand -hex 24")
-            return tokens
+            return bearer_tokens(tokens)
 
     class Config(Connector.Config):
         """The endpoint's keys; `write_back_url` is the address the Base's webhook trigger shows."""
@@ -119,21 +118,22 @@ class FeishuAutomation(Connector):
     def __init__(self, endpoint: str, config: Config) -> None:
         super().__init__(endpoint, config)
         self._tokens = [token.get_secret_value() for token in config.secrets.token]
-        self._url = config.write_back_url.get_secret_value() if config.write_back_url else ""
-        write_back = config.secrets.write_back
-        self._auth = Bearer(write_back.get_secret_value()) if write_back else None
+        self._trigger = _trigger(config)
         self._labels: dict[str, str] = dict(LABELS) | {str(k): v for k, v in config.labels.items()}
 
     def verify(self, hook: Hook, *, now: datetime) -> bytes:
         verify_bearer(self._tokens, hook.headers)
         return hook.body
 
+    def as_sent(self, body: bytes, *, now: datetime, msg_id: str) -> Hook:
+        """With the newest token."""
+        return Hook("POST", bearer_header(self._tokens[0]), body, now)
+
     def events(self, body: bytes, hook: Hook) -> list[NoteEvent]:
-        row = validate(Row, _parse(body))
+        row = read_row(body)
         ref = NoteRef(self.endpoint, row.base, row.table, row.record)
-        key = f"{row.record}:{row.at}" if row.at else hashlib.sha256(body).hexdigest()
-        if self.reads:  # a bearer can be replayed, so the row itself is asked, not the message
-            return [NoteEvent(key[:200], ref)]
+        at = row.at or hook.headers.get("x-notecast-event")
+        key = f"{row.record}:{at}" if at else hashlib.sha256(body).hexdigest()
         if not row.text.strip():
             raise Malformed("/text", "/text: missing or blank; put the notes column into the body")
         fields = row.model_dump(exclude={"base", "table", "record", "at"})
@@ -148,18 +148,14 @@ class FeishuAutomation(Connector):
         """Start the Base's webhook automation with the patch; the same token starts it once in 3 h.
 
         Raises:
-            ToolUnavailable, ToolRefused: see `http.post_json`; a non-zero `code` is a refusal.
+            ToolUnavailable, ToolRefused: see `http.Api`; a non-zero `code` is a refusal.
         """
-        if not self._url:
+        if self._trigger is None:
             return
         seed = json.dumps([asdict(ref), asdict(patch)], sort_keys=True)
         client_token = str(uuid.uuid5(uuid.NAMESPACE_URL, f"notecast:{seed}"))
-        answer = post_json(
-            self._url,
-            self._cells(ref, patch),
-            auth=self._auth,
-            headers={"Client-Token": client_token},
-        )
+        cells = self._cells(ref, patch)
+        answer = self._trigger.post("", cells, headers={"Client-Token": client_token})
         code = str(answer.get("code", 0))
         if code == TOO_FREQUENT:
             raise ToolUnavailable("the Base asks for fewer calls")
@@ -184,6 +180,41 @@ class FeishuAutomation(Connector):
 
 
 FeishuAutomation.Config.model_rebuild()
+
+
+def bearer_header(token: str) -> dict[str, str]:
+    """What an automation sends to prove itself."""
+    return {"authorization": f"Bearer {token}", "content-type": "application/json"}
+
+
+def bearer_tokens(tokens: list[SecretStr]) -> list[SecretStr]:
+    """Tokens that are long enough not to be guessed.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for token in tokens:
+        if len(token.get_secret_value()) < 16:
+            raise ValueError("shorter than 16 characters; make one: openssl rand -hex 24")
+    return tokens
+
+
+def read_row(body: bytes) -> Row:
+    """What an automation posted.
+
+    Raises:
+        Malformed: with the field at fault.
+    """
+    return validate(Row, _parse(body))
+
+
+def _trigger(config: FeishuAutomation.Config) -> Api | None:
+    """The Base's "webhook received" trigger, if there is one."""
+    if config.write_back_url is None:
+        return None
+    token = config.secrets.write_back
+    auth = Bearer(token.get_secret_value()) if token else None
+    return Api(config.write_back_url.get_secret_value(), name="the Base", auth=auth)
 
 
 def _parse(body: bytes) -> Any:

@@ -22,6 +22,7 @@ M = TypeVar("M", bound=BaseModel)
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _DURATION = r"free|fixed:[0-9]{1,4}(s|m)|max:[0-9]{1,4}(s|m)|speed:[0-9](\.[0-9]{1,2})?"
+DURATION_RULE = re.compile(_DURATION)
 
 
 def _storable(text: str) -> str:
@@ -39,12 +40,22 @@ def _https(url: str) -> str:
     return url
 
 
+def _tool_address(url: str) -> str:
+    parts = urlsplit(url)
+    is_here = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
+    is_plain = parts.username is None and not parts.query and not parts.fragment
+    if not (is_plain and parts.hostname and (is_here or parts.scheme == "https")):
+        raise ValueError("must be the https address of the tool; http is for fakes on this machine")
+    return url.rstrip("/")
+
+
 Line = Annotated[str, StringConstraints(max_length=500), AfterValidator(_storable)]
 Text = Annotated[str, StringConstraints(max_length=200_000), AfterValidator(_storable)]
 Name = Annotated[str, StringConstraints(max_length=100), AfterValidator(_storable)]
 Key = Annotated[str, StringConstraints(max_length=120), AfterValidator(_storable)]
 Lang = Annotated[str, StringConstraints(pattern=r"^([a-z]{2}|auto|mixed)?$")]
 DurationRule = Annotated[str, StringConstraints(pattern=rf"^({_DURATION})?$")]
+ApiUrl = Annotated[str, StringConstraints(max_length=200), AfterValidator(_tool_address)]
 HttpsUrl = Annotated[str, StringConstraints(max_length=2_000), AfterValidator(_https)]
 
 

@@ -7,13 +7,33 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from connectors.airtable import Airtable
 from connectors.base import Connector
 from connectors.errors import ConfigError, nearest
+from connectors.feishu import Feishu
 from connectors.feishu_automation import FeishuAutomation
+from connectors.feishu_minutes import FeishuMinutes
+from connectors.google_sheets import GoogleSheets
+from connectors.notion import Notion
+from connectors.robots import DingTalkRobot, FeishuRobot, WeComRobot
+from connectors.slack import Slack
 from connectors.webhook import Webhook
 
 CONNECTORS: Mapping[str, type[Connector]] = {
-    kind.name: kind for kind in (Webhook, FeishuAutomation)
+    kind.name: kind
+    for kind in (
+        Webhook,
+        FeishuAutomation,
+        Feishu,
+        FeishuMinutes,
+        GoogleSheets,
+        Airtable,
+        Notion,
+        Slack,
+        FeishuRobot,
+        DingTalkRobot,
+        WeComRobot,
+    )
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.base import Accepted, Connector, Hook, Note, NotePatch, NoteRef
+from connectors.base import Accepted, Connector, Hook, NotePatch, NoteRef
 from connectors.errors import ConnectorError, Malformed, ToolRefused, ToolUnavailable
-from connectors.feishu_automation import FeishuAutomation
 from connectors.registry import make_connector
 
 TOKEN = "a-token-of-the-automation"
@@ -140,24 +138,20 @@ def test_without_an_address_nothing_is_written(monkeypatch):
     assert connector().write_back(REF, DONE) is None
 
 
-class ReadingAutomation(FeishuAutomation):
-    """The same door in front of rows that can be read."""
+def test_a_replay_carries_the_newest_token():
+    door = connector()
+    body = b'{"record": "recDemo01", "text": "a"}'
 
-    reads = True
-
-    def read(self, refs: list[NoteRef]) -> Iterator[Note]:
-        return (Note(ref, "the row's own text") for ref in refs)
+    assert door.verify(door.as_sent(body, now=NOW, msg_id="m"), now=NOW) == body
 
 
-def test_where_rows_can_be_read_the_text_of_the_message_is_not_believed():
-    config = FeishuAutomation.Config.model_validate({"secrets": {"token": [TOKEN]}})
-    door = ReadingAutomation("board", config)
+def test_the_trigger_time_may_stand_in_a_header():
+    body = json.dumps({"record": "recDemo01", "text": "a"}).encode()
+    headers = {"authorization": f"Bearer {TOKEN}", "x-notecast-event": "2026-11-20 09:30"}
 
-    body = json.dumps({"record": "recDemo01", "at": "1", "text": "forged"}).encode()
-    (event,) = door.events(body, hook(body))
+    (event,) = connector().events(body, Hook("POST", headers, body, NOW))
 
-    assert event.note is None
-    assert [note.text for note in door.read([event.ref])] == ["the row's own text"]
+    assert event.delivery_key == "recDemo01:2026-11-20 09:30"
 
 
 def test_answer_is_always_200_so_that_the_next_step_runs():

@@ -58,7 +58,7 @@ def test_plain_connector_refuses_hooks_and_does_nothing_else():
     assert list(plain.read([NoteRef("board")])) == []
     (page,) = plain.backfill(cursor)
     assert (page.events, page.cursor, page.is_last) == ((), cursor, True)
-    assert plain.upkeep({"a": 1}) == {"a": 1}
+    assert plain.upkeep({"a": 1}, now=NOW, address="https://x") == {"a": 1}
     plain.write_back(NoteRef("board"), NotePatch("k"))
 
 
