@@ -118,6 +118,7 @@ class Listening:
         self._connected_at = 0.0
         self._heard_at = time.monotonic()
         self._retry_s: float | None = None
+        self._orders: dict[str, asyncio.Future[Event]] = {}
 
     @property
     def digest(self) -> str:
@@ -153,6 +154,37 @@ class Listening:
         """Close the connection; safe to repeat."""
         self._finished = True
         await self._hang_up()
+
+    async def control(
+        self, op: str, value: Any = None, *, at: str = "next", play_ms: int | None = None
+    ) -> Event:
+        """Give an order as the session's owner and return the `ctl` answer.
+
+        Somebody must iterate meanwhile: the answer comes among the items.
+
+        Args:
+            op: pause, resume, speed, emotion, voice, skip or stop.
+            at: where it begins; `playhead` and `now` go with `play_ms`.
+
+        Raises:
+            ListenError: it was refused (`code` says why), or the connection broke before the
+                answer; the order may stand all the same.
+        """
+        if self._ws is None:
+            raise ListenError("connection", "not connected; orders need somebody who listens")
+        req = f"order-{len(self._orders)}-{random.getrandbits(32):08x}"
+        answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        self._orders[req] = answer
+        order: Event = {"t": "control", "req": req, "sid": self.sid, "op": op, "at": at}
+        order |= {"value": value} if value is not None else {}
+        order |= {"play_ms": play_ms} if play_ms is not None else {}
+        try:
+            await self._ws.send(json.dumps(order))
+            return await answer
+        except ConnectionClosed as error:
+            raise ListenError("connection", "the connection broke") from error
+        finally:
+            del self._orders[req]
 
     async def _receive(self) -> str | bytes:
         if self._ws is None:
@@ -204,6 +236,9 @@ class Listening:
                 await ws.send(json.dumps(ack))
 
     async def _hang_up(self) -> None:
+        for answer in self._orders.values():
+            if not answer.done():
+                answer.set_exception(ListenError("connection", "the connection broke"))
         if self._acks:
             self._acks.cancel()
             await asyncio.gather(self._acks, return_exceptions=True)
@@ -257,6 +292,9 @@ class Listening:
         return Audio(header, payload)
 
     def _take_event(self, event: Event) -> Event | None:
+        if answer := self._orders.get(str(event.get("req"))):
+            settle(answer, event)
+            return None
         if event["t"] == "error":
             self._take_error(event)
             return None
@@ -302,6 +340,16 @@ class Listening:
         if self.exact and (self.digest, self.chunks) != (end["sha256"], end["chunks"]):
             text = f"heard {self.chunks} chunks, the server spoke {end['chunks']} or others"
             raise ListenError("checksum", text)
+
+
+def settle(answer: asyncio.Future[Event], event: Event) -> None:
+    """Give an answer of the server to whoever waits for it; an `error` is raised there."""
+    if answer.done():
+        return
+    if event["t"] == "error":
+        answer.set_exception(ListenError(event["code"], event["message"]))
+    else:
+        answer.set_result(event)
 
 
 def listen(address: str, **options: Any) -> Iterator[Audio | Event]:

@@ -4,6 +4,7 @@ StreamingError
 ├── BadFrame            bytes that are no frame of ours
 ├── TokenError          a link token that opens nothing
 │   ├── BadToken        malformed, unknown key or wrong signature
+│   ├── BadTicket       unknown, too late, or for another stream
 │   ├── TokenExpired    signed by us, too old
 │   └── LinkRevoked     signed by us, switched off or unknown to the table of links
 ├── LogError            the chunk log did not take or give an entry
@@ -11,6 +12,8 @@ StreamingError
 │   ├── LogLost         the log is not there, or not as this writer left it
 │   ├── SessionExists   `create` for a session that has a log already
 │   └── LogUnavailable  the store cannot be reached
+├── NotDone             an order or a wish to speak that is refused, with its code on the wire
+├── LedgerUnavailable   the store of shared limits and tickets cannot be reached
 └── ListenError         what `client.Listening` tells its caller
 """
 
@@ -31,6 +34,10 @@ class TokenError(StreamingError):
 
 class BadToken(TokenError):
     """Malformed, signed with an unknown key, or altered."""
+
+
+class BadTicket(TokenError):
+    """Unknown, not used in time, or bound to another stream."""
 
 
 class TokenExpired(TokenError):
@@ -67,6 +74,22 @@ class SessionExists(LogError):
 
 class LogUnavailable(LogError):
     """The store of the log cannot be reached; the same call may be repeated."""
+
+
+class NotDone(StreamingError):
+    """An order (`control`) or a wish to speak (`say`) that cannot be followed.
+
+    `code` is an error code of the protocol; `retry_ms` says when it may be tried again.
+    """
+
+    def __init__(self, code: str, message: str, *, retry_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_ms = retry_ms
+
+
+class LedgerUnavailable(StreamingError):
+    """The store of shared limits and tickets cannot be reached; the same call may be repeated."""
 
 
 class ListenError(StreamingError):

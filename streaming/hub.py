@@ -9,6 +9,12 @@ and its listeners. A listener is in one of three places:
 
 The way from cursor to lane is one event-loop step, so nothing is lost or sent twice. A slow
 listener becomes a cursor and costs the others nothing.
+
+There are two lanes for each codec: the edge lane writes every entry at once, the relaxed lane, for
+clients with seconds of sound in hand, one second of them at a time.
+
+How far a client is behind is known from its acks, not from buffers, which swallow minutes of Opus:
+while no mark is open, sending a chunk sets one, and the ack that covers it closes it.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import contextlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -31,6 +38,7 @@ from streaming.frames import (
     PCM_RATE_HZ,
     TICKS_PER_MS,
     TICKS_PER_S,
+    U32_MAX,
     Codec,
     Kind,
     as_pcm,
@@ -38,19 +46,26 @@ from streaming.frames import (
     text_message,
     unpack_header,
 )
-from streaming.listener import Start
+from streaming.limits import Bucket, Limits
+from streaming.listener import Ack, Start
 
 log = logging.getLogger(__name__)
 
 BACKLOG_BYTES = 16_384  # unsent bytes at which a listener leaves its lane
 SLICE_BYTES = 32_768  # what a cursor may be written at one look
 RUN_SLOTS = 8  # entries that a lane gets in one write
+RELAXED_SLOTS = 64  # the same of a relaxed lane
+RELAXED_TICKS = TICKS_PER_S  # what a relaxed lane waits for
+RELAXED_S = 1.0  # but no longer than this
+RELAX_MS, HURRY_MS = 3000, 2000  # sound in hand to enter the relaxed lane, and to leave it
 WRITES_PER_STEP = 500  # then pings and joins get their turn
 LOOK_S = 0.05  # how often cursors are looked at
 BURST_TICKS = 2 * TICKS_PER_S
 PCM_KEEP_CHUNKS = 300  # as the log: 60 s of 200 ms chunks
 PACE = {Codec.OPUS: 8, Codec.PCM: 4}  # times real time, after the burst
 STUCK_S = 20.0
+STEP_DOWN_S = 5.0  # of lag: a PCM listener gets Opus
+JUMP_S = 10.0  # of lag: a listener who wants to be at the live edge is brought there
 UNUSED_KEEP_S = 30.0  # how long a channel without listeners stays in memory
 NAME = {Codec.OPUS: "opus", Codec.PCM: "pcm"}
 RATE_HZ = {Codec.OPUS: OPUS_RATE_HZ, Codec.PCM: PCM_RATE_HZ}
@@ -66,6 +81,21 @@ class Outlet(Protocol):
         """Bytes that the transport has not sent yet."""
 
 
+class Histogram:
+    """Seconds by size: `counts[i]` of up to `BOUNDS[i]`, the last one of more than all."""
+
+    BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect.bisect_left(self.BOUNDS, seconds)] += 1
+        self.total += seconds
+
+
 @dataclass(slots=True)
 class Counters:
     """What this process has done, for metrics and tests."""
@@ -73,11 +103,20 @@ class Counters:
     writes: int = 0
     bytes: int = 0
     opened: int = 0
-    left_lane: int = 0
+    left_lane: int = 0  # became a cursor because it was slow
     codec_down: int = 0
+    skipped: int = 0  # jumps to the live edge
     stuck: int = 0
     errors: int = 0
-    closed: dict[int, int] = field(default_factory=dict)
+    underruns: int = 0  # at clients, as their acks say
+    underrun_ms: int = 0
+    closed: Counter[int] = field(default_factory=Counter)  # by close code
+    refused: Counter[str] = field(default_factory=Counter)  # by limit
+    resumes: Counter[str] = field(default_factory=Counter)  # exact, cut, gone
+    emit_to_gateway: Histogram = field(default_factory=Histogram)  # chunk made to chunk read here
+    gateway_to_socket: Histogram = field(default_factory=Histogram)  # read to last write in a lane
+    fanout: Histogram = field(default_factory=Histogram)  # first to last write of a lane
+    ack: Histogram = field(default_factory=Histogram)  # chunk sent to chunk acknowledged
 
 
 @dataclass(slots=True, eq=False)
@@ -93,11 +132,34 @@ class Slot:
     end: int
     kind: str = ""  # of an event
     void: bool = False
+    came: float = 0.0  # monotonic s
 
     @property
     def position(self) -> Position:
         """Where the entry stands in its log."""
         return (self.seq, self.k)
+
+
+class Purse(Protocol):
+    """Bytes that somebody with several listeners may still be sent."""
+
+    def left(self) -> float:
+        """What is there."""
+
+    def spend(self, size_bytes: int) -> None:
+        """Take it; may go below zero by one write."""
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Listeners who have the same entries and get the next ones with the same write."""
+
+    codec: Codec
+    words: bool
+    relaxed: bool
+    at: int = 0  # slots up to here have been written
+    since: float | None = None  # when the first slot began to wait (relaxed lanes)
+    members: set[Subscription] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,25 +173,42 @@ class Subscription:
     words: bool
     ahead: int  # ticks
     on_end: Callable[[str], None]  # called with an error code when the hub gives the listener up
+    live: bool = False  # the policy: rather lose sound than be late
+    ack_s: float = 0.0  # how often the client acknowledges
+    egress: Bucket = field(default_factory=lambda: Bucket(Limits().egress))
+    purse: Purse | None = None
     floor: int = 0  # ticks: where it began, so that a player that has not started is no holdup
     played: int = 0  # ticks
     limit: int = 0
     index: int = 0
     place: str = "cursor"
+    lane: Lane | None = None
     replaying: bool = True
+    relaxed: bool = False
+    lower: bool = False  # the next PCM chunk becomes Opus
     credit: float = BURST_TICKS
     looked_at: float = 0.0
     moved_at: float = 0.0
+    behind_at: float | None = None  # when it was first seen as a cursor, after its replay
     backlog: int = 0
+    mark_at: float | None = None  # when chunk `mark_seq` was sent, until an ack covers it
+    mark_seq: int = 0
+    has_acked: bool = False
+    under: tuple[int, int] = (0, 0)
 
     def allow(self, play_ms: int | None, ahead_ms: int | None, now: float) -> None:
-        """Take an `ack` (`play_ms`) or a `flow` (`ahead_ms`)."""
+        """Take the progress of an `ack` (`play_ms`) or the wish of a `flow` (`ahead_ms`)."""
         if play_ms is not None:
             self.played = max(self.floor, play_ms * TICKS_PER_MS)
         if ahead_ms is not None:
             self.ahead = ahead_ms * TICKS_PER_MS
         self.limit = self.played + self.ahead
         self.moved_at = now
+
+    def mark(self, seq: int, now: float) -> None:
+        """Chunk `seq` has been sent."""
+        if self.mark_at is None:
+            self.mark_at, self.mark_seq = now, seq
 
     def refill(self, now: float) -> None:
         """Add the pace's credit since the last look."""
@@ -146,14 +225,6 @@ class Subscription:
         return now > self.moved_at + STUCK_S
 
 
-class _Run(NamedTuple):
-    """Slots `first` to `last` (exclusive), and the latest tick that their sound reaches."""
-
-    first: int
-    last: int
-    end: int
-
-
 class Channel:
     """One session in this process."""
 
@@ -164,12 +235,11 @@ class Channel:
         self.audio: list[int] = []  # indices of the effective chunks among them
         self.pcm: dict[int, bytes] = {}
         self.subscriptions: set[Subscription] = set()
-        self.lanes: dict[tuple[Codec, bool], set[Subscription]] = {}
+        self.lanes: dict[tuple[Codec, bool, bool], Lane] = {}
         self.cursors: set[Subscription] = set()
         self.live = asyncio.Event()  # the log exists
         self.news = asyncio.Event()
         self.unused_since = time.monotonic()
-        self.walked = 0  # slots up to here have been written to the lanes
         self.state = "generating"
         self.epoch = 1
         self._counters = counters
@@ -191,10 +261,12 @@ class Channel:
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """Take entries over from the log; what is here already is passed over."""
-        head = self.head
+        head, now = self.head, time.monotonic()
         for entry in entries:
             if entry.position > head:
-                self.slots.append(self._chunk(entry) if entry.header else self._event(entry))
+                slot = self._chunk(entry) if entry.header else self._event(entry)
+                slot.came = now
+                self.slots.append(slot)
 
     def keep_pcm(self, samples: Sequence[tuple[int, bytes]]) -> None:
         """Make frames of the log's PCM where its chunks are here; keep no more than it does."""
@@ -230,6 +302,10 @@ class Channel:
             if slot.kind in ("seg", "w") and not slot.void:
                 frames.append(slot.frame)
         return frames[::-1]
+
+    def cut_after(self, index: int) -> bool:
+        """Say if a listener who goes on at slot `index` is told of a cut."""
+        return any(slot.kind == "cut" for slot in self.slots[index:])
 
     def opened(self, index: int) -> dict[str, Any]:
         """Return what `opened` says about the session and about a start at `index`."""
@@ -268,17 +344,41 @@ class Channel:
     def leave(self, sub: Subscription) -> None:
         """Stop serving `sub`."""
         self.subscriptions.discard(sub)
-        self.cursors.discard(sub)
-        for lane in self.lanes.values():
-            lane.discard(sub)
+        self._move(sub, "left")
         if not self.subscriptions:
             self.unused_since = time.monotonic()
 
-    def allow(
-        self, sub: Subscription, play_ms: int | None, ahead_ms: int | None, now: float
-    ) -> None:
-        """Take an `ack` or `flow` of `sub` and go on with it if it waited for one."""
-        sub.allow(play_ms, ahead_ms, now)
+    def allow(self, sub: Subscription, ahead_ms: int, now: float) -> None:
+        """Take a `flow` of `sub` and go on with it if it waited for one."""
+        sub.allow(None, ahead_ms, now)
+        self._go_on(sub, now)
+
+    def ack(self, sub: Subscription, ack: Ack, now: float) -> None:
+        """Take an `ack` of `sub`: it may go on, be late, or change its lane."""
+        sub.allow(ack.play_ms, None, now)
+        if sub.mark_at is not None and ack.seq >= sub.mark_seq:
+            self._counters.ack.observe(now - sub.mark_at)
+            sub.mark_at = None
+        sub.has_acked = True
+        ran_dry = self._count_underruns(sub, ack)
+        if sub.relaxed != (not ran_dry and ack.buf_ms >= (HURRY_MS if sub.relaxed else RELAX_MS)):
+            sub.relaxed = not sub.relaxed
+            if sub.lane is not None:
+                self._to_cursor(sub)
+                self.pump(sub, now)
+        self._go_on(sub, now)
+
+    def _count_underruns(self, sub: Subscription, ack: Ack) -> bool:
+        """Count what is new among the underruns of an ack; say if there is any."""
+        if ack.under is None:
+            return False
+        times, ms = (max(0, now - before) for now, before in zip(ack.under, sub.under, strict=True))
+        sub.under = ack.under
+        self._counters.underruns += times
+        self._counters.underrun_ms += ms
+        return times > 0
+
+    def _go_on(self, sub: Subscription, now: float) -> None:
         if sub.place == "held":
             self._to_cursor(sub)
             self.pump(sub, now)
@@ -288,7 +388,7 @@ class Channel:
         sub.refill(now)
         if sub.outlet.backlog():
             return
-        place, frames = self._collect(sub)
+        place, frames = self._collect(sub, now)
         if place == "lane" and sub.replaying:
             sub.replaying = False
             seq = max(-1, self.head[0])
@@ -298,23 +398,32 @@ class Channel:
         if frames:
             self._write(sub, b"".join(frames))
 
-    def _collect(self, sub: Subscription) -> tuple[str, list[bytes]]:
+    def _collect(self, sub: Subscription, now: float) -> tuple[str, list[bytes]]:
         """Advance `sub` as far as it may go now; return its place then and the frames for it."""
         frames: list[bytes] = []
-        room = SLICE_BYTES
+        room = min(SLICE_BYTES, sub.egress.refill(now))
+        if sub.purse is not None:
+            room = min(room, sub.purse.left())
+        size, place = 0, "lane"
         while sub.index < len(self.slots):
             slot = self.slots[sub.index]
             if slot.audio and not slot.void:
                 if slot.end > sub.limit:
-                    return "held", frames
-                if sub.credit <= 0 or room <= 0:
-                    return "cursor", frames
+                    place = "held"
+                    break
+                if size >= room or (sub.replaying and sub.credit <= 0):
+                    place = "cursor"
+                    break
                 sub.credit -= slot.end - slot.begin
+                sub.mark(slot.seq, now)
             frame = self._frame(slot, sub)
             sub.index += 1
             frames.append(frame)
-            room -= len(frame)
-        return "lane", frames
+            size += len(frame)
+        sub.egress.tokens -= size
+        if sub.purse is not None:
+            sub.purse.spend(size)
+        return place, frames
 
     def look(self, now: float) -> None:
         """Serve the cursors; the clients that take nothing are reported as stuck."""
@@ -326,45 +435,127 @@ class Channel:
             else:
                 self.pump(sub, now)
 
+    def watch(self, now: float) -> None:
+        """Step down or bring forward who lags; called about once a second."""
+        for sub in tuple(self.subscriptions):
+            if not (sub.live or sub.codec is Codec.PCM):
+                continue  # behind, without loss, is what a complete Opus listener wants
+            lag = self.lag(sub, now)
+            if lag > STEP_DOWN_S and sub.codec is Codec.PCM and sub.fallback and not sub.lower:
+                sub.lower = True
+                if sub.lane is not None:
+                    self._to_cursor(sub)
+            if lag > JUMP_S and sub.live:
+                self._jump(sub, now)
+
+    def lag(self, sub: Subscription, now: float) -> float:
+        """Seconds by which `sub` is later than its pace and its allowance make it.
+
+        The larger of two: how long ago it should have acknowledged what it was sent, and how long
+        the oldest chunk has waited that its transport did not take.
+        """
+        late = waits = 0.0
+        if sub.has_acked and sub.mark_at is not None:
+            late = now - sub.mark_at - sub.ack_s
+        if sub.place == "cursor" and not sub.replaying and sub.index < len(self.slots):
+            if sub.behind_at is None:
+                sub.behind_at = now
+            # What waited longer was held back by the client itself until then.
+            waits = now - max(sub.behind_at, self.slots[sub.index].came)
+        return max(0.0, late, waits)
+
+    def _jump(self, sub: Subscription, now: float) -> None:
+        """Leave out what `sub` has not got, up to the live edge."""
+        index = self.find(Start(at="live"), sub.codec)
+        skipped = [slot.seq for slot in self.slots[sub.index : index] if slot.audio]
+        if not skipped:
+            return
+        self._counters.skipped += 1
+        gap = {"t": "gap", "sid": self.sid, "from_seq": skipped[0], "to_seq": skipped[-1]}
+        # States and cuts among what is left out still count; captions of its sentences do not.
+        kept = [
+            slot.frame
+            for slot in self.slots[sub.index : index]
+            if slot.kind and slot.kind not in ("seg", "w")
+        ]
+        frames = [message({**gap, "why": "lagging"}), *kept, *self.caption(index)]
+        sub.index, sub.mark_at, sub.replaying = index, None, False
+        sub.floor = self._place(self._next_audio(index))["ms"] * TICKS_PER_MS
+        sub.limit = max(sub.limit, sub.floor + sub.ahead)
+        self._to_cursor(sub)
+        self._write(sub, b"".join(frames))
+
     async def walk(self, now: float) -> None:
         """Write all new slots to the lanes; gives way to other tasks after each 500 writes."""
-        while self.walked < len(self.slots):
-            first = self.walked
-            self.walked = last = min(len(self.slots), first + RUN_SLOTS)
-            run = [slot for slot in self.slots[first:last] if not slot.void]
-            end = max((slot.end for slot in run if slot.audio), default=0)
-            for (codec, words), lane in list(self.lanes.items()):
-                if lane:
-                    frames = [
-                        self._shared(slot, codec) for slot in run if words or slot.kind != "w"
-                    ]
-                    joined = None if None in frames else b"".join(filter(None, frames))
-                    await self._walk_lane(lane, joined, _Run(first, last, end), now)
-            if last < len(self.slots):
+        more = True
+        while more:
+            more = False
+            for lane in list(self.lanes.values()):
+                last = self._due(lane, now)
+                if last > lane.at:
+                    await self._walk_lane(lane, last, now)
+                    more = more or last < len(self.slots)
+            if more:
                 await asyncio.sleep(0)  # lets uvloop send, so that `backlog` is true again
 
-    async def _walk_lane(
-        self, lane: set[Subscription], frame: bytes | None, run: _Run, now: float
-    ) -> None:
-        """Write `frame`, the slots of `run` joined, to everybody who stands before them."""
-        written = 0
-        first, last, end = run
-        for sub in tuple(lane):
-            if sub.index >= last or sub.place != "lane":
+    def wait_s(self, now: float) -> float | None:
+        """How long the walk and the look have time if no news come; None: for ever."""
+        if self.cursors:
+            return LOOK_S
+        lanes = (lane for lane in self.lanes.values() if lane.members)
+        waiting = [lane.since for lane in lanes if lane.since is not None]
+        return max(0.0, min(waiting) + RELAXED_S - now) if waiting else None
+
+    def _due(self, lane: Lane, now: float) -> int:
+        """Up to which slot `lane` is to be written now."""
+        if not lane.members:
+            return lane.at
+        if not lane.relaxed:
+            return min(len(self.slots), lane.at + RUN_SLOTS)
+        new = self.slots[lane.at : lane.at + RELAXED_SLOTS]
+        if not new:
+            return lane.at
+        if lane.since is None:
+            lane.since = now
+        ticks = sum(slot.end - slot.begin for slot in new if slot.audio)
+        # What is no sound and no caption must not wait: cuts, states, the end.
+        urgent = any(not slot.audio and slot.kind not in ("seg", "w") for slot in new)
+        if urgent or ticks >= RELAXED_TICKS or now >= lane.since + RELAXED_S:
+            return lane.at + len(new)
+        return lane.at
+
+    async def _walk_lane(self, lane: Lane, last: int, now: float) -> None:
+        """Write the slots up to `last` to everybody in `lane` who stands before them."""
+        first, lane.at, lane.since = lane.at, last, None
+        run = [slot for slot in self.slots[first:last] if not slot.void]
+        audio = [slot for slot in run if slot.audio]
+        end = max((slot.end for slot in audio), default=0)
+        frames = [self._shared(slot, lane.codec) for slot in run if lane.words or slot.kind != "w"]
+        joined = None if None in frames else b"".join(filter(None, frames))
+        written, began = 0, time.monotonic()
+        for sub in tuple(lane.members):
+            if sub.index >= last or sub.lane is not lane:
                 continue  # joined or left while a walk gave way
-            odd = frame is None or sub.index != first
-            if odd or sub.limit < end or sub.outlet.backlog() > BACKLOG_BYTES:
-                self._counters.left_lane += 1
+            outlet = sub.outlet
+            late = outlet.backlog() > BACKLOG_BYTES
+            if joined is None or late or sub.index != first or sub.limit < end:
+                self._counters.left_lane += late
                 self._to_cursor(sub)
                 self.pump(sub, now)
                 continue
             sub.index = last
-            sub.outlet.write(frame)  # type: ignore[arg-type]  # `odd` covers None
+            if audio and sub.mark_at is None:
+                sub.mark_at, sub.mark_seq = now, audio[-1].seq
+            outlet.write(joined)
             written += 1
             if not written % WRITES_PER_STEP:
                 await asyncio.sleep(0)
         self._counters.writes += written
-        self._counters.bytes += written * len(frame or b"")
+        self._counters.bytes += written * len(joined or b"")
+        if written and audio:
+            done = time.monotonic()
+            self._counters.fanout.observe(done - began)
+            self._counters.gateway_to_socket.observe(done - audio[-1].came)
 
     def _shared(self, slot: Slot, codec: Codec) -> bytes | None:
         """The frame of `slot` for a whole lane; None: each listener must be looked at."""
@@ -378,6 +569,8 @@ class Channel:
             return b""
         if sub.codec is Codec.OPUS or not _has_payload(slot):
             return slot.frame
+        if sub.lower:
+            return self._step_down(sub, slot)
         if slot.seq in self.pcm:
             return self.pcm[slot.seq]
         if sub.fallback:
@@ -410,14 +603,22 @@ class Channel:
         self.news.set()  # the hub begins to look
 
     def _move(self, sub: Subscription, place: str) -> None:
-        for lane in self.lanes.values():
-            lane.discard(sub)
+        if sub.lane is not None:
+            sub.lane.members.discard(sub)
+            sub.lane = None
         self.cursors.discard(sub)
         sub.place = place
         if place == "lane":
-            self.lanes.setdefault((sub.codec, sub.words), set()).add(sub)
+            key = (sub.codec, sub.words, sub.relaxed)
+            lane = self.lanes.setdefault(key, Lane(*key))
+            if not lane.members:
+                lane.at, lane.since = sub.index, None
+            lane.members.add(sub)
+            sub.lane = lane
         elif place == "cursor":
             self.cursors.add(sub)
+            return
+        sub.behind_at = None
 
     def _chunk(self, entry: Entry) -> Slot:
         header = unpack_header(entry.header)
@@ -427,6 +628,9 @@ class Channel:
         audio = header.kind is not Kind.END
         if audio:
             self.audio.append(len(self.slots))
+            if self.live.is_set():  # not for the past of a session
+                late_ms = (time.time_ns() // 1_000_000 - header.emit_ms) & U32_MAX
+                self._counters.emit_to_gateway.observe(late_ms / 1000 if late_ms < 1 << 31 else 0)
         return Slot(entry.seq, entry.k, frame, audio, header.seg, header.pts, end)
 
     def _event(self, entry: Entry) -> Slot:
@@ -449,6 +653,14 @@ class Channel:
         for sub in self.subscriptions:
             if sub.place == "held":  # what it waited to be allowed may be void now
                 self._to_cursor(sub)
+
+
+class Census(NamedTuple):
+    """The listeners of one session: how many, their underruns, the lag of the slowest in s."""
+
+    listeners: int
+    underruns: int
+    lag_s: float
 
 
 class Hub:
@@ -499,6 +711,37 @@ class Hub:
         samples = await self._reader.pcm(channel.sid, max(channel.pcm, default=-1))
         channel.keep_pcm(samples)
 
+    def watch(self, now: float) -> None:
+        """Look after the listeners who lag; call about once a second."""
+        for channel in list(self._channels.values()):
+            channel.watch(now)
+
+    def places(self) -> Counter[tuple[str, str]]:
+        """How many listeners there are, by codec and place (edge, relaxed, cursor, held)."""
+        found: Counter[tuple[str, str]] = Counter()
+        for channel in self._channels.values():
+            for sub in channel.subscriptions:
+                lane = sub.lane and ("relaxed" if sub.lane.relaxed else "edge")
+                found[NAME[sub.codec], lane or sub.place] += 1
+        return found
+
+    def sessions(self) -> Counter[str]:
+        """How many sessions are listened to, by state."""
+        channels = self._channels.values()
+        return Counter(channel.state for channel in channels if channel.subscriptions)
+
+    def census(self, now: float) -> dict[str, Census]:
+        """Who listens to what, by session."""
+        return {
+            sid: Census(
+                len(channel.subscriptions),
+                sum(sub.under[0] for sub in channel.subscriptions),
+                max(channel.lag(sub, now) for sub in channel.subscriptions),
+            )
+            for sid, channel in self._channels.items()
+            if channel.subscriptions
+        }
+
     def drop_unused(self, now: float) -> None:
         """Forget the channels that nobody has listened to for a while."""
         for sid, channel in list(self._channels.items()):
@@ -518,7 +761,6 @@ class Hub:
             raise
         finally:
             del self._loading[channel.sid]
-        channel.walked = len(channel.slots)
         if channel.info:
             channel.live.set()
         self._reader.follow(channel.sid, channel.head)
@@ -570,7 +812,7 @@ class Hub:
         """Bring news to the lanes as they come, and look at the cursors while there are any."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S if channel.cursors else None):
+                async with asyncio.timeout(channel.wait_s(time.monotonic())):
                     await channel.news.wait()
             channel.news.clear()
             await channel.walk(time.monotonic())

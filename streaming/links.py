@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from streaming.errors import LinkRevoked, ListenError
-from streaming.tokens import Grant, KeyRing, Role
+from streaming.tokens import PREFIX, Grant, KeyRing, Role
 
 STATUS_KEEP_S = 5.0  # a revoked link opens nothing, and its sockets are closed, within this
 MAX_CACHED = 10_000
@@ -53,6 +53,8 @@ class LinkBook:
         status: returns what the table says about a link id, None if it is not in there. It may
             block (it is called in a worker thread) and is asked at most every 5 s for a link.
             Without it the token alone decides, and links cannot be revoked.
+        accounts: returns what a text that is no link token (an API key) grants, or raises
+            `BadToken`; it may block too.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class LinkBook:
         ring: KeyRing,
         status: Callable[[str], LinkStatus | None] | None = None,
         *,
+        accounts: Callable[[str], Grant] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ring = ring
         self._status = status
+        self._accounts = accounts
         self._clock = clock
         self._cache: dict[str, tuple[float, LinkStatus | None]] = {}
 
@@ -81,6 +85,8 @@ class LinkBook:
         Raises:
             BadToken, TokenExpired, LinkRevoked: it grants nothing.
         """
+        if self._accounts is not None and not token.startswith(PREFIX):
+            return await asyncio.to_thread(self._accounts, token)
         grant = self.verify(token)
         if not await self.is_good(grant.link):
             raise LinkRevoked("the link was revoked; ask for a new one")

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import random
 import secrets
 import socket
@@ -20,7 +21,7 @@ from typing import Any, Literal, Self, cast
 from urllib.parse import urlsplit
 
 from websockets.asyncio.connection import Connection
-from websockets.asyncio.server import Server, ServerConnection
+from websockets.asyncio.server import Server
 from websockets.asyncio.server import serve as serve_websockets
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -28,14 +29,29 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from streaming.admission import Admission, SecurityEvent
 from streaming.chunk_log import ChunkLog
-from streaming.errors import LogUnavailable, TokenError
-from streaming.frames import TICKS_PER_MS, Codec
-from streaming.hub import NAME, RATE_HZ, Channel, Counters, Hub, Subscription, message
+from streaming.connection import LiveConnection
+from streaming.errors import LedgerUnavailable, LogUnavailable, TokenError
+from streaming.frames import TICKS_PER_MS, Codec, text_message
+from streaming.hub import (
+    NAME,
+    RATE_HZ,
+    UNUSED_KEEP_S,
+    Channel,
+    Counters,
+    Hub,
+    Subscription,
+    message,
+)
+from streaming.limits import Bucket, Ledger, Limits, MemoryLedger, Rate, revocation
 from streaming.links import LinkBook
 from streaming.listener import (
+    ACK_MS,
+    CLOSE_ACK_MS,
     MAX_MESSAGE_BYTES,
     SUBPROTOCOL,
+    Ack,
     Action,
     Allow,
     Check,
@@ -46,7 +62,10 @@ from streaming.listener import (
     Send,
     error,
 )
+from streaming.orders import OFFER_AFTER_S, Clerk, Desk, Order, Say
 from streaming.session import stream_handle
+from streaming.tickets import Tickets
+from streaming.tokens import Grant
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +74,16 @@ SEND_BUFFER_BYTES = 65_536
 UNSENT_BYTES = 16_384
 BACKLOG_LIMIT = 65_536  # unsent bytes at which a connection gets no more small messages
 TICK_S = 1.0
+PING_S = 20.0  # a client that says nothing for so long is asked for a sign of life
+SILENT_S = 40.0  # and after this it is taken for dead
 LINK_CHECK_S = 2.0  # how often the links in use are looked up: a revoked one ends within 5 s
+FULL_RETRY_MS = 10_000
+# Error codes that whoever runs the place should be able to look up.
+AUDITED = {"unauthenticated", "forbidden", "rate_limited", "too_many_listeners"}
 QUEUE_LOOK_S = 1.0
+INFO_KEEP = 0.9  # share of that for which an answer is good enough
+HEAR_AGAIN_S = 1.0
+HEALTH = ("/healthz", "/readyz")
 PRE_MS = 240
 # The library closes with 1009 beyond its limit, before the message is read whole; up to there
 # `listener.py` closes with the 4413 of the protocol.
@@ -83,6 +110,10 @@ class SessionInfo:
     pre_ms: int | None = None
 
 
+def _unseen(event: SecurityEvent) -> None:
+    return None
+
+
 async def _no_session(sid: str) -> SessionInfo | None:
     return None
 
@@ -100,6 +131,13 @@ class Gateway:
             that the client itself named always may.
         node: this process, as clients see it in `welcome`.
         goaway_ms: time over which a drain spreads the reconnects.
+        desk: carries out what listeners order; without it nothing can be ordered.
+        offer_after_s: a `say` that has not begun by then is offered as batch work.
+        limits: how much everybody may use.
+        ledger: where that is counted, tickets are kept, and revoked links are told; without it,
+            in this process.
+        trusted_proxies: addresses or networks whose `X-Forwarded-For` is believed.
+        on_security: called for what should be kept for the record; must not wait.
     """
 
     def __init__(
@@ -111,13 +149,28 @@ class Gateway:
         origins: Collection[str] = (),
         node: str | None = None,
         goaway_ms: int = 15_000,
+        desk: Desk | None = None,
+        offer_after_s: float = OFFER_AFTER_S,
+        limits: Limits | None = None,
+        ledger: Ledger | None = None,
+        trusted_proxies: Iterable[str] = (),
+        on_security: Callable[[SecurityEvent], None] = _unseen,
     ) -> None:
         self.links = links
-        self.session_info = session_info
+        self.limits = limits or Limits()
+        self.ledger = ledger or MemoryLedger()
+        self.admission = Admission(self.ledger, self.limits, trusted=trusted_proxies)
+        self.tickets = Tickets(self.ledger)
+        self.on_security = on_security
+        self.desk = desk
+        self.offer_after_s = offer_after_s
+        self._look_up = session_info
+        self._infos: dict[str, tuple[float, asyncio.Task[SessionInfo | None]]] = {}
         self.origins = frozenset(origins)
         self.node = node or f"{socket.gethostname()}-{secrets.token_hex(3)}"
         self.counters = Counters()
         self.peers: set[Peer] = set()
+        self.clients: dict[str, Peer] = {}  # by link and the client's name for itself
         self.draining = False
         self._goaway_ms = goaway_ms
         self.hub: Hub
@@ -128,7 +181,7 @@ class Gateway:
         """Begin to read the log."""
         self.hub = Hub(self._log.reader(), self.counters)
         self.hub.start()
-        clocks = (self._tick(), self._check_links())
+        clocks = (self._tick(), self._check_links(), self._hear(), self.admission.renew_for_ever())
         self._clocks = [asyncio.create_task(clock) for clock in clocks]
         return self
 
@@ -138,6 +191,8 @@ class Gateway:
         for task in self._clocks:
             task.cancel()
         await asyncio.gather(*self._clocks, return_exceptions=True)
+        await self.admission.close()
+        await self.ledger.close()
         await self.hub.stop()
 
     async def drain(self) -> None:
@@ -154,23 +209,110 @@ class Gateway:
             peer.perform_now(peer.listener.drain(retry_ms))
 
     def revoke(self, link: str) -> None:
-        """Close what came by `link` at once; without this call it takes up to 5 s."""
+        """Close what came by `link` at once, at this gateway; `tell_revoked` reaches all."""
         self.links.forget(link)
         for peer in list(self.peers):
-            peer.perform_now(peer.listener.revoked(link))
+            if link in peer.listener.grants:
+                self.on_security(SecurityEvent("revoked", peer.address, link))
+                peer.perform_now(peer.listener.revoked(link))
 
-    def refusal(self, path: str, headers: Request) -> tuple[int, str] | None:
-        """Return status and text for an upgrade that is not let in, None if it is."""
-        if path.partition("?")[0] != PATH:
+    async def let_in(self, ws: LiveConnection, request: Request) -> Response | None:
+        """Return the answer to an upgrade that is not let in, None if it is."""
+        if request.path in HEALTH:
+            well = request.path == "/healthz" or not self.draining
+            return ws.respond(200 if well else 503, "ok\n" if well else "going away\n")
+        ws.address = self.admission.address(
+            ws.transport.get_extra_info("peername"), request.headers.get_all("X-Forwarded-For")
+        )
+        refusal = self._refusal(request, ws.address)
+        if refusal is None and not await self.admission.enter(ws.name, ws.address):
+            self.counters.refused["address"] += 1
+            self.on_security(SecurityEvent("too_many_listeners", ws.address))
+            refusal = 429, "too many connections from this address; close one, or try later\n"
+        if refusal is None:
+            return None
+        response = ws.respond(*refusal)
+        if refusal[0] in (429, 503):
+            response.headers["Retry-After"] = str(random.randint(1, 10))  # noqa: S311
+        return response
+
+    async def join(self, peer: Peer, grant: Grant) -> str | None:
+        """Take the places that a grant needs; gives a sentence if there is none."""
+        refusal = await self.admission.join(peer.name, grant)
+        if refusal is not None:
+            self.counters.refused["user" if "user" in refusal else "link"] += 1
+        elif peer.listener.client:
+            await self._replace(f"{grant.link}/{peer.listener.client}", peer)
+        return refusal
+
+    async def tell_revoked(self, link: str) -> None:
+        """Close what came by `link`, at every gateway, at once; without this it takes up to 5 s."""
+        self.revoke(link)
+        with contextlib.suppress(LedgerUnavailable):
+            await self.ledger.tell(revocation(link))
+
+    async def session_info(self, sid: str) -> SessionInfo | None:
+        """What is known about a session; looked up once a second, however many want to know."""
+        now = time.monotonic()
+        asked_at, task = self._infos.get(sid, (0.0, None))
+        if task is None or (task.done() and now >= asked_at + INFO_KEEP * QUEUE_LOOK_S):
+            task = asyncio.ensure_future(self._look_up(sid))
+            # Its error is for whoever waits below; if all of them have gone, for nobody.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._infos[sid] = (now, task)
+        return await asyncio.shield(task)
+
+    async def kick(self, sid: str) -> None:
+        """Close what listens to session `sid`, at every gateway; good links may come back."""
+        self._kick(sid)
+        with contextlib.suppress(LedgerUnavailable):
+            await self.ledger.tell(json.dumps({"kick": sid}))
+
+    def left(self, peer: Peer) -> None:
+        """A connection is over."""
+        self.peers.discard(peer)
+        if self.clients.get(peer.client_key) is peer:
+            del self.clients[peer.client_key]
+
+    async def may_order(self, sid: str) -> float:
+        """Count an order to session `sid`: 0.0, or the seconds to wait before it may be given."""
+        try:
+            return await self.ledger.take(f"control:{sid}", self.limits.session_controls)
+        except LedgerUnavailable:
+            return 0.0
+
+    def _refusal(self, request: Request, address: str) -> tuple[int, str] | None:
+        if request.path.partition("?")[0] != PATH:
             return 404, f"live listening is at {PATH}\n"
-        if not self._is_own(headers):
+        if not self._is_own(request):
+            self.counters.refused["origin"] += 1
+            origin = ", ".join(request.headers.get_all("Origin"))[:200]
+            self.on_security(SecurityEvent("origin", address, detail=origin))
             return 403, "this origin may not connect\n"
-        offered = ",".join(headers.headers.get_all("Sec-WebSocket-Protocol"))
+        offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol"))
         if SUBPROTOCOL not in [name.strip() for name in offered.split(",")]:
             return 400, f"offer the subprotocol {SUBPROTOCOL}\n"
         if self.draining:
             return 503, "this server is going away; try again\n"
+        if len(self.peers) >= self.limits.connections:
+            self.counters.refused["process"] += 1
+            return 503, "this server is full; try again\n"
         return None
+
+    def _kick(self, sid: str) -> None:
+        for peer in list(self.peers):
+            if sid in peer.listener.sids:
+                for link in peer.listener.grants:
+                    self.links.forget(link)
+                peer.perform_now(peer.listener.kicked())
+
+    async def _replace(self, key: str, peer: Peer) -> None:
+        """A client has one connection for each link: the newest, at whichever gateway it is."""
+        if (older := self.clients.get(key)) and older is not peer:
+            older.perform_now(older.listener.replaced())
+        peer.client_key, self.clients[key] = key, peer
+        with contextlib.suppress(LedgerUnavailable):
+            await self.ledger.tell(json.dumps({"client": key, "conn": peer.listener.conn}))
 
     def _is_own(self, request: Request) -> bool:
         origins = request.headers.get_all("Origin")
@@ -184,10 +326,45 @@ class Gateway:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.time()
-            for peer in list(self.peers):
+            try:
+                self._look_around(time.time(), time.monotonic())
+            except Exception:  # one bad session must not stop everybody's clock
+                log.exception("the gateway's round failed")
+                self.counters.errors += 1
+
+    def _look_around(self, now: float, clock: float) -> None:
+        """What is due by Unix time `now` and by the monotonic `clock`."""
+        for peer in list(self.peers):
+            if now >= peer.listener.due:
                 peer.perform_now(peer.listener.tick(now))
-            self.hub.drop_unused(time.monotonic())
+            if clock > peer.heard_at + PING_S:
+                peer.ask(clock)
+        for sid, (asked_at, _) in list(self._infos.items()):
+            if clock > asked_at + UNUSED_KEEP_S:
+                del self._infos[sid]
+        self.hub.watch(clock)
+        self.hub.drop_unused(clock)
+
+    async def _hear(self) -> None:
+        """Follow what other gateways and the pipeline tell."""
+        while True:
+            try:
+                news = json.loads(await self.ledger.hear())
+            except LedgerUnavailable:
+                await asyncio.sleep(HEAR_AGAIN_S)  # meanwhile `_check_links` looks by itself
+                continue
+            except ValueError:
+                continue
+            if not isinstance(news, dict):
+                continue
+            if link := news.get("revoke"):
+                self.revoke(link)
+            elif sid := news.get("kick"):
+                self._kick(sid)
+            elif (peer := self.clients.get(str(news.get("client")))) and (
+                peer.name != news.get("conn")
+            ):
+                peer.perform_now(peer.listener.replaced())
 
     async def _check_links(self) -> None:
         while True:
@@ -205,49 +382,62 @@ class Gateway:
 class Peer:
     """One connection: does what its `Listener` says."""
 
-    def __init__(self, ws: ServerConnection, gateway: Gateway) -> None:
+    def __init__(self, ws: LiveConnection, gateway: Gateway) -> None:
         self.listener = Listener(
-            conn=secrets.token_hex(6),
+            conn=ws.name,
             node=gateway.node,
             connected_at=time.time(),
             bearer=_bearer(ws.request),
+            limits=gateway.limits,
         )
+        self.name = ws.name
+        self.address = ws.address
+        self.client_key = ""
         self._ws = ws
-        self._protocol = ws.protocol
-        self._write = ws.transport.write
+        self.write = _guarded(ws.protocol, ws.transport.write)  # see `hub.Outlet`
         self.backlog = ws.transport.get_write_buffer_size  # bytes not sent yet
         self._gateway = gateway
         self._subscriptions: dict[str, tuple[Channel, Subscription]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
         self._closing: asyncio.Task[None] | None = None
+        self._clerk = Clerk(
+            self.listener, gateway.desk, self._perform, offer_after_s=gateway.offer_after_s
+        )
 
-    def write(self, frame: bytes) -> None:
-        """Hand a ready frame to the transport (see `hub.Outlet`)."""
-        # A data frame after our close frame would break the WebSocket protocol.
-        if self._protocol.state is State.OPEN:
-            self._write(frame)
+    @property
+    def heard_at(self) -> float:
+        """When the last byte came; monotonic s."""
+        return self._ws.heard_at
+
+    def ask(self, now: float) -> None:
+        """Nothing has come for a while: send a ping, or give the client up."""
+        if now > self.heard_at + SILENT_S:
+            self.perform_now(self.listener.silent())
+        elif not self.backlog():
+            self._ws.ping_now()
 
     async def run(self) -> None:
         """Serve the connection until it is closed."""
         self._gateway.peers.add(self)
+        self._ws.quick = self._take_quick
         try:
             async for data in self._ws:
                 await self._perform(self.listener.receive(data, time.time()))
+                self._ws.unread -= 1
         except ConnectionClosed:
             pass
         except Exception:
-            log.exception("connection failed", extra={"conn": self.listener.conn})
-            self._gateway.counters.errors += 1
-            self.perform_now(self.listener.failed())
+            self._broke()
         finally:
-            self._gateway.peers.discard(self)
+            self._ws.quick = None
+            self._gateway.left(self)
             self.listener.state = "closed"
             for sid in [*self._subscriptions, *self._waiting]:
                 self._leave(sid)
+            await self._clerk.close()
             await self.closed()
             code = self._ws.close_code or 1006
-            counts = self._gateway.counters.closed
-            counts[code] = counts.get(code, 0) + 1
+            self._gateway.counters.closed[code] += 1
 
     async def closed(self) -> None:
         """Wait for the close that was begun here, if there is one."""
@@ -257,15 +447,37 @@ class Peer:
     def perform_now(self, actions: Iterable[Action]) -> None:
         """Do actions that need no waiting; used where many connections are gone through."""
         for action in actions:
-            if isinstance(action, Send):
+            if isinstance(action, Ack):
+                self._ack(action)
+            elif isinstance(action, Send):
                 self._send(action.message)
+            elif isinstance(action, Allow):
+                self._allow(action)
             elif isinstance(action, Close):
                 self._close(action)
+
+    def _take_quick(self, text: str) -> bool:
+        """Take a small message without waking the reading task; False if it must be woken."""
+        if self.backlog() > BACKLOG_LIMIT:
+            return False
+        try:
+            actions = self.listener.receive_quick(text, time.time())
+            if actions is None:
+                return False
+            self.perform_now(actions)
+        except Exception:
+            self._broke()
+        return True
+
+    def _broke(self) -> None:
+        log.exception("connection failed", extra={"conn": self.listener.conn})
+        self._gateway.counters.errors += 1
+        self.perform_now(self.listener.failed())
 
     async def _perform(self, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
-                case Send() | Close():
+                case Send() | Close() | Ack() | Allow():
                     self.perform_now([action])
                 case Check():
                     await self._perform(await self._check(action))
@@ -273,8 +485,10 @@ class Peer:
                     await self._open(action)
                 case Leave():
                     self._leave(action.sid)
-                case Allow():
-                    self._allow(action)
+                case Order():
+                    await self._order(action)
+                case Say():
+                    self._clerk.take(action)
         # A client that sends and does not read is not read either.
         if self.backlog() > BACKLOG_LIMIT:
             await self._ws.drain()
@@ -284,7 +498,19 @@ class Peer:
             grant = await self._gateway.links.check(action.token)
         except TokenError as reason:
             return self.listener.refused(reason)
+        if refusal := await self._gateway.join(self, grant):
+            return self.listener.crowded(refusal, FULL_RETRY_MS)
         return self.listener.granted(grant, time.time())
+
+    async def _order(self, order: Order) -> None:
+        wait_s = await self._gateway.may_order(order.sid)
+        if not wait_s:
+            self._clerk.take(order)
+            return
+        self._gateway.counters.refused["control"] += 1
+        text, retry_ms = "too many orders for this session", math.ceil(wait_s * 1000)
+        answer = error("rate_limited", text, req=order.req, sid=order.sid, retry_ms=retry_ms)
+        self.perform_now([answer])
 
     async def _open(self, wish: Open) -> None:
         try:
@@ -300,6 +526,8 @@ class Peer:
         elif info.state == "done":
             names = ("url", "vtt", "chapters", "title", "lang")
             known = {name: value for name in names if (value := getattr(info, name)) is not None}
+            if wish.start.position is not None:
+                self._gateway.counters.resumes["gone"] += 1
             self._refuse(wish, "gone", "the session is over; hear its recording", **known)
         elif info.state == "failed":
             self._refuse(wish, "engine_failed", "the session could not be spoken")
@@ -319,11 +547,16 @@ class Peer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUEUE_LOOK_S):
                     await channel.live.wait()
+            if channel.live.is_set():
+                break  # nothing is asked of SQL between the first frame and its listener
             with contextlib.suppress(LogUnavailable):
                 channel = await self._gateway.hub.channel(wish.sid)  # it may have been dropped
             info = await self._gateway.session_info(wish.sid) or info
         del self._waiting[wish.sid]
-        await self._open(wish)
+        if channel.live.is_set():
+            await self._join(wish, channel, info)
+        else:
+            await self._open(wish)
 
     def _waited(self, task: asyncio.Task[None]) -> None:
         """A wait is over; its error is our own fault."""
@@ -333,6 +566,11 @@ class Peer:
             self.perform_now(self.listener.failed())
 
     async def _join(self, wish: Open, channel: Channel, info: SessionInfo | None) -> None:
+        ack_ms = CLOSE_ACK_MS if wish.policy == "live" or wish.codec is Codec.PCM else ACK_MS
+        grant = self.listener.grant_for(wish.sid)
+        rate = self._gateway.limits.egress
+        if grant is not None and grant.bytes_per_s:
+            rate = Rate(min(rate.per_s, grant.bytes_per_s), rate.burst)
         sub = Subscription(
             outlet=self,
             sid=wish.sid,
@@ -341,6 +579,10 @@ class Peer:
             words=wish.words,
             ahead=wish.ahead_ms * TICKS_PER_MS,
             on_end=lambda code: self._given_up(wish.sid, code),
+            live=wish.policy == "live",
+            ack_s=ack_ms / 1000,
+            egress=Bucket(rate),
+            purse=self._gateway.admission.purse(grant) if grant else None,
         )
         if wish.codec is Codec.PCM:
             with contextlib.suppress(LogUnavailable):
@@ -361,22 +603,30 @@ class Peer:
             "title": (info and info.title) or meta.get("title"),
             "lang": (info and info.lang) or meta.get("lang"),
             "policy": wish.policy,
+            "ack_ms": ack_ms,
         }
         self._send(opened)
         if wish.start.position is None:
             for frame in channel.caption(index):
                 self.write(frame)
+        else:
+            self._gateway.counters.resumes["cut" if channel.cut_after(index) else "exact"] += 1
         self._subscriptions[wish.sid] = (channel, sub)
         channel.join(sub, index, time.monotonic())
 
     def _refuse(self, wish: Open, code: str, text: str, **more: Any) -> None:
-        self.listener.left(wish.sid)
+        self.listener.left(wish.sid, time.time())
         self.perform_now([error(code, text, req=wish.req, sid=wish.sid, **more)])
+
+    def _ack(self, action: Ack) -> None:
+        if found := self._subscriptions.get(action.sid):
+            channel, sub = found
+            channel.ack(sub, action, time.monotonic())
 
     def _allow(self, action: Allow) -> None:
         if found := self._subscriptions.get(action.sid):
             channel, sub = found
-            channel.allow(sub, action.play_ms, action.ahead_ms, time.monotonic())
+            channel.allow(sub, action.ahead_ms, time.monotonic())
 
     def _leave(self, sid: str) -> None:
         if found := self._subscriptions.pop(sid, None):
@@ -390,6 +640,17 @@ class Peer:
         self.perform_now(self.listener.slow(sid) if slow else self.listener.failed())
 
     def _send(self, fields: dict[str, Any]) -> None:
+        if fields["t"] == "pong":
+            # Every ack is answered: this is a tenth of what a general encoder costs.
+            ts = "null" if fields["ts"] is None else fields["ts"]
+            text = f'{{"t":"pong","ts":{ts},"now":{fields["now"]}}}'
+            if self.backlog() <= BACKLOG_LIMIT:
+                self.write(text_message(text.encode()))
+            return
+        if fields["t"] == "error" and fields["code"] in AUDITED:
+            link = next(iter(self.listener.grants), "")
+            event = SecurityEvent(fields["code"], self.address, link, fields["message"])
+            self._gateway.on_security(event)
         if self.backlog() <= BACKLOG_LIMIT:
             self.write(message(fields))
 
@@ -402,7 +663,21 @@ class Peer:
             self._closing = asyncio.create_task(self._ws.close(action.code, text))
 
 
-async def serve_connection(ws: ServerConnection, gateway: Gateway) -> None:
+def _guarded(protocol: ServerProtocol, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """`write` while the connection is open: no data frame may come after our close frame.
+
+    A closure, because a thousand listeners call it for every chunk.
+    """
+    is_open = State.OPEN
+
+    def guarded(frame: bytes) -> None:
+        if protocol.state is is_open:
+            write(frame)
+
+    return guarded
+
+
+async def serve_connection(ws: LiveConnection, gateway: Gateway) -> None:
     """Serve one accepted connection until it is closed."""
     sock = ws.transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -410,7 +685,9 @@ async def serve_connection(ws: ServerConnection, gateway: Gateway) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if lowat := getattr(socket, "TCP_NOTSENT_LOWAT", None):  # not on every system
             sock.setsockopt(socket.IPPROTO_TCP, lowat, UNSENT_BYTES)
-    await Peer(ws, gateway).run()
+    peer = Peer(ws, gateway)
+    ws.begin()
+    await peer.run()
 
 
 @contextlib.asynccontextmanager
@@ -419,19 +696,20 @@ async def serve(
 ) -> AsyncIterator[Server]:
     """Run `gateway` on a port of its own; several processes may share it with `reuse_port`."""
 
-    async def handler(ws: ServerConnection) -> None:
+    async def handler(ws: LiveConnection) -> None:
         await serve_connection(ws, gateway)
 
-    def let_in(ws: ServerConnection, request: Request) -> Response | None:
-        refusal = gateway.refusal(request.path, request)
-        return ws.respond(*refusal) if refusal else None
+    def connection(*args: Any, **options: Any) -> LiveConnection:
+        return LiveConnection(*args, **options, on_lost=gateway.admission.leave)
 
     async with (
         serve_websockets(
-            handler,
+            cast(Any, handler),
             host,
             port,
-            process_request=let_in,
+            create_connection=cast(Any, connection),
+            process_request=cast(Any, gateway.let_in),
+            ping_interval=None,  # `Gateway` asks those who say nothing: most do
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             compression=None,
             max_size=MAX_READ_BYTES,
@@ -453,12 +731,19 @@ def websocket_protocol(gateway: Gateway) -> Callable[..., asyncio.Protocol]:
     return protocol
 
 
-class _UvicornConnection(ServerConnection):
+class _UvicornConnection(LiveConnection):
     """A WebSocket connection whose transport and handshake bytes come from uvicorn."""
 
     def __init__(self, gateway: Gateway, connections: set[Any]) -> None:
         protocol = ServerProtocol(subprotocols=[Subprotocol(SUBPROTOCOL)], max_size=MAX_READ_BYTES)
-        super().__init__(protocol, cast(Server, self), max_queue=8, close_timeout=5)
+        super().__init__(
+            protocol,
+            cast(Server, self),
+            max_queue=8,
+            close_timeout=5,
+            ping_interval=None,
+            on_lost=gateway.admission.leave,
+        )
         self._gateway = gateway
         self._connections = connections
         self._task: asyncio.Task[None] | None = None
@@ -482,21 +767,16 @@ class _UvicornConnection(ServerConnection):
         """Be sent away by uvicorn, which is stopping."""
         self._gateway.send_away()
 
-    def _let_in(self, ws: ServerConnection, request: Request) -> Response | None:
-        refusal = self._gateway.refusal(request.path, request)
-        return self.respond(*refusal) if refusal else None
-
     async def _run(self) -> None:
         try:
             async with asyncio.timeout(10):
-                await self.handshake(self._let_in)
+                await self.handshake(cast(Any, self._gateway.let_in))
         except TimeoutError:
             self.transport.abort()
             return
         if self.protocol.state is not State.OPEN:
             self.transport.close()
             return
-        self.start_keepalive()
         async with self:
             await serve_connection(self, self._gateway)
 

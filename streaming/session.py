@@ -37,7 +37,7 @@ EPOCHS_PER_FENCE = 1 << 6
 # A restarting store is back within seconds; until then the writer waits between these attempts.
 RETRY_AFTER_S = (0.1, 0.4, 1.5, 1.5)
 
-CutWhy = Literal["speed", "emotion", "voice", "retry"]
+CutWhy = Literal["speed", "emotion", "voice", "skip", "retry"]
 State = Literal["generating", "paused", "ended", "failed"]
 Actor = Literal["owner", "admin", "system"]
 Quality = Literal["model", "align", "estimate"]

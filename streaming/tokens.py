@@ -28,7 +28,8 @@ Role = Literal["owner", "listener", "admin"]
 class Grant:
     """What a token allows: `role` on session `sid` (`*`: every session) until `expires` (Unix s).
 
-    `scopes` adds rights (`gen`, `fork`); `feed` is set instead of `sid` in feed tokens.
+    `scopes` adds rights (`gen`, `fork`); `feed` is set instead of `sid` in feed tokens; `user` is
+    whom the token was made for, where that is one person.
     """
 
     link: str
@@ -39,6 +40,12 @@ class Grant:
     scopes: tuple[str, ...] = ()
     max_listeners: int | None = None
     bytes_per_s: int | None = None
+    user: str | None = None
+
+    @property
+    def person(self) -> str | None:
+        """Whose connections are counted together; None for a link that anybody may hold."""
+        return self.user or (None if self.role == "listener" else self.link)
 
     def covers(self, sid: str) -> bool:
         """Say if session `sid` may be listened to with this grant."""
@@ -68,7 +75,8 @@ class KeyRing:
         payload |= {name: value for name, value in optional.items() if value is not None}
         payload |= {"r": grant.role, "x": grant.expires}
         limits = {"g": list(grant.scopes), "n": grant.max_listeners, "b": grant.bytes_per_s}
-        payload |= {name: value for name, value in limits.items() if value}
+        more: dict[str, object] = {**limits, "u": grant.user}
+        payload |= {name: value for name, value in more.items() if value}
         signed = PREFIX + _encode(json.dumps(payload, separators=(",", ":")).encode())
         return f"{signed}.{_encode(_mac(self._keys[self._current], signed))}"
 
@@ -140,4 +148,5 @@ def _grant(payload: dict[str, Any]) -> Grant:
         scopes=tuple(payload.get("g", ())),
         max_listeners=payload.get("n"),
         bytes_per_s=payload.get("b"),
+        user=payload.get("u"),
     )

@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from streaming.chunk_log import BEGINNING, ChunkLog, Entry
 from streaming.frames import pack_packets, parse
+from streaming.limits import Limits
 from streaming.links import LinkBook
 from streaming.listener import SUBPROTOCOL
 from streaming.server import Gateway, serve
@@ -24,6 +25,7 @@ from streaming.tokens import KeyRing
 RING = KeyRing({"k1": b"0123456789abcdef0123456789abcdef"}, "k1")
 SID = "ses_test"
 CHUNK_TICKS = 9600
+ROOMY = Limits(per_address=5000, per_link=5000)
 
 
 def packets(seg: int, chunk: int, take: int = 0) -> list[bytes]:

@@ -21,6 +21,7 @@ from streaming.redis_log import RedisLog
 from streaming.server import Gateway, SessionInfo
 from streaming.session import LiveSession
 from tests.streaming.speaking import (
+    ROOMY,
     SID,
     BadNetwork,
     book,
@@ -150,7 +151,7 @@ def test_fifty_listeners_on_a_bad_network_hear_every_chunk_once(chunk_log: Chunk
         session.end("done")
 
     async def run() -> tuple[list[tuple[Heard, Listening]], int]:
-        async with running(Gateway(chunk_log, book())) as inner:
+        async with running(Gateway(chunk_log, book(), limits=ROOMY)) as inner:
             network = BadNetwork(5, int(inner.split(":")[2].split("/")[0]))
             async with network.running() as url:
                 talking = in_thread(talk)

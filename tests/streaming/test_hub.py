@@ -19,7 +19,8 @@ from streaming.hub import (
     Hub,
     Subscription,
 )
-from streaming.listener import Start
+from streaming.limits import Bucket, Rate
+from streaming.listener import Ack, Start
 from streaming.session import LiveSession
 from tests.streaming.speaking import SID, create, entries, payload, payloads, speak
 
@@ -65,7 +66,6 @@ class Pipe:
 def channel_of(log: ChunkLog) -> Channel:
     channel = Channel(SID, Counters())
     channel.extend(list(entries(log)))
-    channel.walked = len(channel.slots)
     return channel
 
 
@@ -73,6 +73,10 @@ def subscribe(outlet: Pipe, **options: Any) -> Subscription:
     fields: dict[str, Any] = {"codec": Codec.OPUS, "fallback": True, "words": True}
     fields |= {"ahead": 600 * 48_000, "on_end": pytest.fail}
     return Subscription(outlet=outlet, sid=SID, **fields | options)
+
+
+def acked(seq: int = 0, *, play_ms: int = 0, buf_ms: int = 0, under: Any = None) -> Ack:
+    return Ack(SID, seq, play_ms, buf_ms, under)
 
 
 def update(channel: Channel, log: ChunkLog) -> None:
@@ -112,11 +116,11 @@ def test_nobody_gets_more_than_was_allowed() -> None:
 
     channel.join(sub, 0, now=0.0)
     assert (sub.place, len(pipe.frames())) == ("held", 2)
-    channel.allow(sub, 400, None, 0.0)
+    channel.ack(sub, acked(play_ms=400), 0.0)
     assert len(pipe.frames()) == 4
-    channel.allow(sub, None, 0, 0.0)
+    channel.allow(sub, 0, 0.0)
     assert len(pipe.frames()) == 4
-    channel.allow(sub, None, 60_000, 0.0)
+    channel.allow(sub, 60_000, 0.0)
 
     assert len(pipe.frames()) == 6
     assert sub.place == "lane"
@@ -134,7 +138,7 @@ def test_a_listener_that_runs_out_of_allowance_leaves_the_lane_and_returns() -> 
     speak(session, 1)
     update(channel, log)
     assert (sub.place, len(pipe.frames())) == ("held", 3)
-    channel.allow(sub, 600, None, 0.0)
+    channel.ack(sub, acked(play_ms=600), 0.0)
 
     assert payloads(pipe.frames()) == [payload(seg, n) for seg in (0, 1) for n in range(3)]
     assert sub.place == "lane"
@@ -149,7 +153,7 @@ def test_a_late_live_join_is_allowed_relative_to_where_it_begins() -> None:
     sub = subscribe(pipe, ahead=48 * 1000)
     channel.join(sub, channel.find(Start(at="live"), Codec.OPUS), now=0.0)
 
-    channel.allow(sub, 0, None, 0.0)  # the player has not started
+    channel.ack(sub, acked(play_ms=0), 0.0)  # the player has not started
     speak(session, 5)
     update(channel, log)
 
@@ -423,3 +427,399 @@ def test_an_unreadable_entry_ends_its_session_and_no_other() -> None:
 
     assert asyncio.run(listen()) == [payload(0, n) for n in range(3)]
     assert ended == ["internal"]
+
+
+def at_the_edge(log: MemoryLog, pipe: Pipe, **options: Any) -> tuple[Channel, Subscription]:
+    """A channel of what is in the log, and a listener in its lane."""
+    channel, sub = pcm_channel(log), subscribe(pipe, **options)
+    channel.join(sub, 0, now=0.0)
+    assert sub.place == "lane"
+    return channel, sub
+
+
+def test_a_mark_stays_open_until_an_ack_covers_it() -> None:
+    log = MemoryLog()
+    session = create(log)
+    speak(session, 0)
+    channel, sub = at_the_edge(log, Pipe(), ack_s=5.0)
+    assert sub.mark_at == 0.0
+
+    channel.ack(sub, acked(2), 1.0)
+    assert sub.mark_at is None
+    assert channel.lag(sub, 100.0) == 0.0
+    speak(session, 1)
+    channel.extend(list(entries(log)))
+    asyncio.run(channel.walk(10.0))
+    channel.ack(sub, acked(2), 12.0)  # the new chunks have not arrived
+    assert channel.lag(sub, 14.9) == 0.0  # an ack may still come in time
+    assert channel.lag(sub, 18.0) == pytest.approx(3.0)
+    channel.ack(sub, acked(5), 18.0)
+
+    assert channel.lag(sub, 18.0) == 0.0
+
+
+def test_a_client_that_never_acknowledges_is_not_taken_for_late() -> None:
+    log = MemoryLog()
+    speak(create(log), 0)
+    channel, sub = at_the_edge(log, Pipe(), live=True, ack_s=5.0)
+
+    assert channel.lag(sub, 100.0) == 0.0
+
+
+def test_a_late_pcm_listener_gets_opus_from_a_chunk_border_on() -> None:
+    log = MemoryLog()
+    session = create(log)
+    speak(session, 0, pcm=True)
+    pipe = Pipe()
+    channel, sub = at_the_edge(log, pipe, codec=Codec.PCM, ack_s=5.0)
+    channel.ack(sub, acked(0), 1.0)  # chunk 0 was marked; what follows never arrives
+    speak(session, 1, pcm=True)
+    channel.extend(list(entries(log)))
+    channel.keep_pcm(log.pcm(SID, -1))
+    asyncio.run(channel.walk(2.0))
+
+    channel.watch(11.9)
+    assert sub.codec is Codec.PCM
+    channel.watch(12.1)
+    channel.look(12.1)
+    speak(session, 2, pcm=True)
+    update(channel, log)
+    channel.look(12.2)
+
+    (step,) = pipe.events("codec")
+    assert (step["codec"], step["from_seq"]) == ("opus", 6)
+    codecs = [parse(frame)[0].codec for frame in pipe.frames()]
+    assert codecs == [Codec.PCM] * 6 + [Codec.OPUS] * 3
+    assert channel._counters.codec_down == 1
+
+
+def test_a_late_pcm_listener_without_opus_keeps_its_codec() -> None:
+    log = MemoryLog()
+    session = create(log)
+    speak(session, 0, pcm=True)
+    channel, sub = at_the_edge(log, Pipe(), codec=Codec.PCM, fallback=False, ack_s=5.0)
+    channel.ack(sub, acked(0), 1.0)
+    speak(session, 1, pcm=True)
+    channel.extend(list(entries(log)))
+    channel.keep_pcm(log.pcm(SID, -1))
+    asyncio.run(channel.walk(2.0))
+
+    channel.watch(60.0)
+
+    assert channel.lag(sub, 60.0) > 50
+    assert (sub.codec, sub.lower) == (Codec.PCM, False)
+
+
+def stalled(log: MemoryLog, **options: Any) -> tuple[Channel, Subscription, Pipe]:
+    """A listener whose network has stood still for 20 sentences of 600 ms."""
+    session = create(log)
+    speak(session, 0)
+    pipe = Pipe()
+    channel, sub = at_the_edge(log, pipe, **options)
+    pipe.slow, pipe.unsent = True, 2 * BACKLOG_BYTES
+    for seg in range(1, 21):
+        speak(session, seg)
+        update(channel, log)
+    for slot in channel.slots:
+        slot.came = 0.0
+    assert sub.place == "cursor"
+    channel.lag(sub, 0.0)
+    return channel, sub, pipe
+
+
+def test_who_wants_to_be_live_is_brought_to_the_live_edge() -> None:
+    channel, sub, pipe = stalled(MemoryLog(), live=True)
+    before = len(pipe.frames())
+
+    channel.watch(9.9)
+    assert pipe.events("gap") == []
+    channel.watch(10.1)
+    pipe.unsent = 0
+    channel.look(10.2)
+
+    (gap,) = pipe.events("gap")
+    assert (gap["from_seq"], gap["to_seq"], gap["why"]) == (before, 61, "lagging")
+    assert [parse(frame)[0].seq for frame in pipe.frames()[before:]] == [62]
+    assert pipe.events("seg")[-1]["text"] == "Sentence 20."
+    assert sub.place == "lane"
+    assert channel._counters.skipped == 1
+
+
+def test_who_wants_all_of_it_stays_behind_and_loses_nothing() -> None:
+    channel, sub, pipe = stalled(MemoryLog())
+
+    channel.watch(15.0)
+    pipe.slow, pipe.unsent = False, 0
+    channel.look(15.1)
+
+    assert pipe.events("gap") == []
+    everything = [payload(seg, n) for seg in range(21) for n in range(3)]
+    assert payloads(pipe.frames()) == everything
+    assert sub.place == "lane"
+
+
+def test_catching_up_after_a_stall_is_not_paced() -> None:
+    channel, sub, pipe = stalled(MemoryLog())
+    pipe.slow, pipe.unsent = False, 0
+
+    channel.look(1.0)
+
+    assert sub.place == "lane"
+    assert len(pipe.frames()) == 63
+
+
+def relaxed(log: MemoryLog, pipe: Pipe) -> tuple[Channel, Subscription]:
+    channel, sub = at_the_edge(log, pipe)
+    channel.ack(sub, acked(buf_ms=3000), 0.0)
+    assert sub.lane is not None
+    assert sub.lane.relaxed
+    return channel, sub
+
+
+class Writes(Pipe):
+    """Counts how often it is written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+
+    def write(self, frame: bytes) -> None:
+        super().write(frame)
+        self.writes += 1
+
+
+def test_who_has_sound_in_hand_gets_a_second_at_a_time() -> None:
+    log = MemoryLog()
+    session = create(log)
+    speak(session, 0)
+    relaxed_pipe, edge_pipe = Writes(), Writes()
+    channel, _ = relaxed(log, relaxed_pipe)
+    channel.join(subscribe(edge_pipe), 0, now=0.0)
+    relaxed_pipe.writes = edge_pipe.writes = 0
+
+    for n in range(10):
+        session.audio(1, 9600, [bytes([n])], first=n == 0, last=n == 9)
+        channel.extend(list(entries(log)))
+        asyncio.run(channel.walk(n * 0.2))
+
+    assert relaxed_pipe.frames() == edge_pipe.frames()
+    assert (relaxed_pipe.writes, edge_pipe.writes) == (2, 10)
+
+
+def test_a_relaxed_lane_waits_no_longer_than_a_second() -> None:
+    log = MemoryLog()
+    session = create(log)
+    speak(session, 0)
+    pipe = Writes()
+    channel, _ = relaxed(log, pipe)
+    session.audio(1, 9600, [b"a"], first=True, last=True)
+    channel.extend(list(entries(log)))
+
+    asyncio.run(channel.walk(5.0))
+    assert len(pipe.frames()) == 3
+    assert channel.wait_s(5.25) == pytest.approx(0.75)
+    asyncio.run(channel.walk(6.0))
+
+    assert len(pipe.frames()) == 4
+    assert channel.wait_s(6.0) is None
+
+
+def test_a_cut_and_the_end_do_not_wait_in_a_relaxed_lane() -> None:
+    log = MemoryLog()
+    session = create(log)
+    speak(session, 0)
+    pipe = Writes()
+    channel, _ = relaxed(log, pipe)
+
+    session.cut(0, "emotion")
+    update(channel, log)
+    assert len(pipe.events("cut")) == 1
+    session.end("done")
+    update(channel, log)
+
+    assert len(pipe.events("end")) == 1
+
+
+def test_who_runs_short_of_sound_returns_to_the_edge_at_once() -> None:
+    log = MemoryLog()
+    session = create(log)
+    speak(session, 0)
+    pipe = Writes()
+    channel, sub = relaxed(log, pipe)
+    session.audio(1, 9600, [b"a"], first=True, last=True)
+    channel.extend(list(entries(log)))
+    asyncio.run(channel.walk(0.0))
+
+    channel.ack(sub, acked(buf_ms=2500), 0.1)  # between the two thresholds nothing changes
+    assert len(pipe.frames()) == 3
+    channel.ack(sub, acked(buf_ms=1900), 0.2)
+
+    assert len(pipe.frames()) == 4
+    assert sub.lane is not None
+    assert not sub.lane.relaxed
+
+
+def test_an_underrun_brings_a_listener_to_the_edge_and_is_counted_once() -> None:
+    log = MemoryLog()
+    speak(create(log), 0)
+    channel, sub = relaxed(log, Pipe())
+
+    channel.ack(sub, acked(buf_ms=5000, under=(2, 300)), 0.1)
+    assert not sub.relaxed
+    channel.ack(sub, acked(buf_ms=5000, under=(2, 300)), 0.2)
+
+    assert sub.relaxed
+    assert (channel._counters.underruns, channel._counters.underrun_ms) == (2, 300)
+
+
+def test_a_replay_is_limited_in_bytes() -> None:
+    log = MemoryLog()
+    session = create(log)
+    for seg in range(8):
+        speak(session, seg, pcm=True)  # 9.6 kB a chunk
+    channel, pipe = pcm_channel(log), Pipe()
+    sub = subscribe(pipe, codec=Codec.PCM, egress=Bucket(Rate(20_000, 30_000)))
+
+    channel.join(sub, 0, now=0.0)
+    sub.credit = 1e9
+    at_once = len(pipe.frames())
+    channel.look(0.1)
+    sub.credit = 1e9
+    assert at_once == 4  # the write that passes the limit is still made
+    assert len(pipe.frames()) == at_once
+    channel.look(5.0)
+
+    assert len(pipe.frames()) > at_once
+    assert sub.egress.tokens < 10_000
+
+
+def test_listeners_of_one_user_share_their_bytes() -> None:
+    log = MemoryLog()
+    session = create(log)
+    for seg in range(8):
+        speak(session, seg)
+
+    class Shared:
+        bytes = 1000
+
+        def left(self) -> float:
+            return self.bytes
+
+        def spend(self, size_bytes: int) -> None:
+            self.bytes -= size_bytes
+
+    channel, one, other, purse = channel_of(log), Pipe(), Pipe(), Shared()
+    channel.join(subscribe(one, purse=purse), 0, now=0.0)
+    channel.join(subscribe(other, purse=purse), 0, now=0.0)
+    assert len(one.data) >= 1000
+    assert len(other.frames()) == 0
+    purse.bytes = 1_000_000
+    for now in range(1, 5):
+        channel.look(now)
+
+    assert len(one.frames()) == len(other.frames()) == 24
+
+
+def heard_by(pipe: Pipe) -> list[bytes]:
+    """What counts of what a client received: a cut takes its sentences back."""
+    heard: list[tuple[int, bytes]] = []
+    last = (-2, 0)
+    for item in pipe.messages():
+        if isinstance(item, bytes):
+            header, body = parse(item)
+            position = (header.seq, 0)
+            if body:
+                heard.append((header.seg, body))
+        elif "p" in item:
+            position = tuple(item["p"])
+            if item["t"] == "cut":
+                heard = [one for one in heard if one[0] < item["from_seg"]]
+        else:
+            continue
+        assert position > last, "out of order, or twice"
+        last = position
+    return [body for _, body in heard]
+
+
+class Storm:
+    """Sentences, cuts, joins, stalls and acks, in any order."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.log = MemoryLog()
+        self.session = create(self.log)
+        self.channel = channel_of(self.log)
+        self.everyone: list[tuple[Subscription, Pipe]] = []
+        self.now = 0.0
+        self.seg = 0
+
+    async def rage(self) -> None:
+        for _ in range(120):
+            self.now += self.chance.choice([0.0, 0.05, 0.3, 1.2])
+            step = self.chance.choices([self.speak, self.cut, self.join, self.ack], [7, 1, 2, 10])
+            step[0]()
+            self.channel.extend(list(entries(self.log)))
+            if self.chance.random() < 0.7:
+                await self.channel.walk(self.now)
+            self.channel.look(self.now)
+            self.channel.watch(self.now)
+
+    async def calm_down(self) -> None:
+        self.session.end("done")
+        self.channel.extend(list(entries(self.log)))
+        for _ in range(400):
+            self.now += 0.5
+            for sub, pipe in self.everyone:
+                pipe.slow, pipe.unsent = False, 0
+                self.channel.allow(sub, 10**7, self.now)
+            await self.channel.walk(self.now)
+            self.channel.look(self.now)
+
+    def speak(self) -> None:
+        chunks, take = self.chance.randint(1, 7), self.chance.randrange(99)
+        speak(self.session, self.seg, chunks=chunks, take=take)
+        self.seg += 1
+
+    def cut(self) -> None:
+        self.seg = max(0, self.seg - self.chance.randint(0, 2))
+        self.session.cut(self.seg, "emotion")
+
+    def join(self) -> None:
+        pipe, ahead = Pipe(), self.chance.choice([600, 2, 1]) * 48_000
+        sub = subscribe(pipe, words=self.chance.random() < 0.5, ahead=ahead, ack_s=5.0)
+        self.everyone.append((sub, pipe))
+        self.channel.join(sub, 0, self.now)
+
+    def ack(self) -> None:
+        if not self.everyone:
+            return
+        sub, pipe = self.chance.choice(self.everyone)
+        if self.chance.random() < 0.3:
+            pipe.slow, pipe.unsent = not pipe.slow, 0
+        if frames := pipe.frames():
+            got = parse(frames[-1])[0]
+            buf_ms = self.chance.choice([0, 2500, 4000])
+            ack = acked(got.seq, play_ms=(got.pts + got.dur) // 48, buf_ms=buf_ms)
+            self.channel.ack(sub, ack, self.now)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_whatever_lanes_a_listener_goes_through_it_hears_what_counts_once(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.hub.STUCK_S", 1e9)
+    storm = Storm(seed)
+    asyncio.run(storm.rage())
+    asyncio.run(storm.calm_down())
+
+    late = Pipe()
+    storm.channel.join(subscribe(late), 0, storm.now)
+    while not late.events("end"):
+        storm.now += 1
+        storm.channel.look(storm.now)
+    effective = heard_by(late)
+    assert storm.everyone
+    for sub, pipe in storm.everyone:
+        assert sub.place == "lane"
+        assert heard_by(pipe) == effective
+        assert len(pipe.events("end")) == 1

@@ -14,6 +14,7 @@ from streaming.listener import (
     MAX_FAULTS,
     MAX_MESSAGE_BYTES,
     STATUS,
+    Ack,
     Action,
     Allow,
     Check,
@@ -103,6 +104,7 @@ def test_another_version_is_told_so() -> None:
 def test_no_hello_within_five_seconds_ends_the_talk() -> None:
     listener = greeting()
 
+    assert listener.due == NOW + 5
     assert listener.tick(NOW + 4.9) == []
     assert listener.tick(NOW + 5.1) == [Close(4408, "timeout")]
 
@@ -174,8 +176,8 @@ def test_open_understands_where_to_start(value: dict[str, Any], start: Start) ->
         ({"t": "ping", "ts": "now"}, "bad_message"),
         ({"t": "auth"}, "bad_message"),
         ({"t": "hello", "v": 1, "token": "x"}, "unknown_type"),
-        ({"t": "control", "sid": "ses_1", "op": "pause"}, "unknown_type"),
-        ({"t": "say", "text": "hi"}, "unknown_type"),
+        ({"t": "control", "sid": "ses_1", "op": "pause"}, "forbidden"),
+        ({"t": "say", "text": "hi"}, "forbidden"),
         ({"t": "dance"}, "unknown_type"),
     ],
 )
@@ -215,11 +217,14 @@ def test_acks_and_flow_move_the_allowance() -> None:
     listener = ready()
     say(listener, t="open", sid="ses_1")
 
-    assert say(listener, t="ack", sid="ses_1", seq=9, play_ms=1500.5, ts=4) == [
-        Allow("ses_1", play_ms=1500),
+    under = {"n": 2, "ms": 340}
+    assert say(listener, t="ack", sid="ses_1", seq=9, play_ms=1500.5, under=under, ts=4) == [
+        Ack("ses_1", 9, 1500, 0, (2, 340)),
         Send({"t": "pong", "ts": 4, "now": 1_000_000}),
     ]
-    assert say(listener, t="ack", sid="ses_1", seq=9)[0] == Allow("ses_1")
+    assert say(listener, t="ack", sid="ses_1", seq=9, buf_ms=70) == [
+        Ack("ses_1", 9, None, 70, None)
+    ]
     assert say(listener, t="flow", sid="ses_1", ahead_ms=0) == [Allow("ses_1", ahead_ms=0)]
     assert say(listener, t="close", sid="ses_1") == [Leave("ses_1")]
 
@@ -230,7 +235,7 @@ def test_eight_sessions_may_be_open_at_once() -> None:
         assert isinstance(say(listener, t="open", sid=f"ses_{n}")[0], Open)
 
     assert only_error(say(listener, t="open", sid="ses_8"))["code"] == "too_many_streams"
-    listener.left("ses_3")
+    listener.left("ses_3", NOW)
     assert isinstance(say(listener, t="open", sid="ses_8")[0], Open)
 
 

@@ -19,11 +19,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from streaming.chunk_log import MemoryLog
 from streaming.errors import LogUnavailable
 from streaming.hub import BACKLOG_BYTES, SLICE_BYTES
+from streaming.limits import Limits
 from streaming.links import LinkStatus
 from streaming.listener import CLOSE
 from streaming.server import Gateway, SessionInfo, websocket_protocol
 from streaming.session import LiveSession
 from tests.streaming.speaking import (
+    ROOMY,
     SID,
     book,
     create,
@@ -200,11 +202,10 @@ def test_draining_sends_everybody_away_and_refuses_newcomers() -> None:
 
 
 def test_a_silent_client_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.listener.HELLO_TIMEOUT_S", 0.0)
     monkeypatch.setattr("streaming.server.TICK_S", 0.01)
 
     async def wait() -> None:
-        async with running(gateway()) as url, raw(url) as ws:
+        async with running(gateway(limits=Limits(hello_s=0.0))) as url, raw(url) as ws:
             await ws.recv()
 
     assert closed(wait()) == (4408, {"code": "timeout"})
@@ -554,13 +555,38 @@ def talk(session: LiveSession, chunks: int) -> None:
     session.end("done")
 
 
+def test_who_takes_nothing_for_long_is_closed_and_told_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streaming.hub.STUCK_S", 0.3)
+
+    async def listen() -> bytes:
+        log = MemoryLog()
+        session = create(log)
+        gate = gateway(log)
+        async with running(gate) as url:
+            reader, writer = await join_by_hand(url)
+            await asyncio.to_thread(talk, session, 200)
+            async with asyncio.timeout(10):
+                while not gate.counters.stuck:
+                    await asyncio.sleep(0.02)
+            heard = await reader.read(-1)  # what was under way, and the reason
+            writer.close()
+            await writer.wait_closed()
+            return heard[-200:]
+
+    tail = asyncio.run(listen())
+    assert (4488).to_bytes(2) + b'{"code":"slow_consumer"}' in tail
+    assert b'"slow_consumer"' in tail
+
+
 def test_one_who_does_not_read_neither_grows_memory_nor_delays_199_others() -> None:
     chunks = 200
 
     async def listen() -> int:
         log = MemoryLog()
         session = create(log)
-        gate = gateway(log)
+        gate = gateway(log, limits=ROOMY)
         async with running(gate) as url:
             everyone = [await join_by_hand(url) for _ in range(200)]
             while gate.counters.opened < 200:
