@@ -46,6 +46,7 @@ clean:
 
 .venv/.test: .venv/.demo
 	@echo "installing what the tests need ..."
-	$(INSTALL) -e '.[embedded,dev]'
+	$(INSTALL) -e '.[embedded,dev,oracle]'
+	$(INSTALL) --no-deps lark-oapi
 	$(if $(filter yes,$(TORCH)),$(INSTALL) -e '.[indextts2]',$(BIN)/python tests/cpu_torch.py)
 	@touch $@

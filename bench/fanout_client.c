@@ -1,10 +1,17 @@
-/* N WebSocket listeners in one epoll loop, for fanout.py.
+/* N WebSocket listeners in one epoll loop, for the benchmarks of live listening.
  *
- * Usage: fanout_client PORT N ACK_S TOKEN SID
- * With a TOKEN each listener says hello, opens SID and acknowledges every ACK_S seconds (0: never);
- * with "-" it only listens. Prints "ready" when all are connected, then reads until standard input closes and prints
- * one JSON object: binary messages received, and their delay from the stamp (CLOCK_MONOTONIC ns,
- * little endian) that stands at byte 35 of the message, behind header, count and packet length. */
+ * Usage: fanout_client PORT N [-t TOKEN -s SID] [-a ACK_S] [-b BUF_MS] [-e] [-w SLOW]
+ *
+ *   -t -s  each says hello and opens the session; without them it only listens
+ *   -a -b  each acknowledges every ACK_S seconds and says that it holds BUF_MS of sound
+ *   -e     delays are from the header's emit_ms (Unix ms), not from the stamp in the payload
+ *          (CLOCK_MONOTONIC ns, little endian, at byte 35: behind header, count, packet length)
+ *   -w     the last SLOW of them read 1 kB/s, acknowledge nothing and are left out of the figures
+ *
+ * Prints "ready" when all are connected, then reads until standard input closes. A line there
+ * forgets what was measured so far. At the end it prints one JSON object: audio messages and their
+ * delays, and for each listener the longest time its play-out stood still, had it begun at the first
+ * chunk (stall_0) or 240 ms later (stall_240), as counts of up to 0, 50, 100, 200 ms, and more. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -19,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define NUMBERS 5
+
 enum { STAMP_AT = 35, HEAD = STAMP_AT + 8 };
 #define SECOND 1000000000ull
 #define MOST_DELAYS 4000000
@@ -30,7 +39,13 @@ typedef struct {
   int have, frame_head;
   unsigned last_seq;
   uint64_t acked_at;
+  uint64_t dry_at[2];         /* when its sound runs out, by prebuffer */
+  uint64_t stall[2];          /* its longest stall */
+  int heard;
 } listener;
+
+static const uint64_t prebuffer[2] = {0, 240000000ull};
+static int by_emit;
 
 static unsigned char buffer[1 << 18];
 static float *delays;
@@ -65,10 +80,12 @@ static void say(int fd, const char *text) {
   if (write(fd, frame, at + 4 + size) < 0) fail("write");
 }
 
-static int dial(int port, const char *token, const char *sid) {
+static int dial(int port, const char *token, const char *sid, int slow) {
   int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
   struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
   to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  int small = 4096;
+  if (slow) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
   if (connect(fd, (void *)&to, sizeof to)) fail("connect");
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   const char *request =
@@ -106,15 +123,42 @@ static uint64_t frame_size(const listener *l, int head) {
   return size;
 }
 
+static unsigned big32(const unsigned char *at) {
+  return (unsigned)at[0] << 24 | at[1] << 16 | at[2] << 8 | at[3];
+}
+
+/* Every prebuffer is a player of its own: what comes after its sound ran out stalled it. */
+static void play(listener *l, uint64_t now, uint64_t dur) {
+  for (int k = 0; k < 2; k++) {
+    if (!l->heard) {
+      l->dry_at[k] = now + prebuffer[k];
+    } else if (now > l->dry_at[k]) {
+      if (now - l->dry_at[k] > l->stall[k]) l->stall[k] = now - l->dry_at[k];
+      l->dry_at[k] = now;
+    }
+    l->dry_at[k] += dur;
+  }
+  l->heard = 1;
+}
+
 static void finish(listener *l, uint64_t now) {
-  int binary = l->head[0] == 0x82;
   const unsigned char *message = l->head + l->frame_head;
-  if (binary && l->have >= l->frame_head + HEAD) {
-    uint64_t stamp;
-    memcpy(&stamp, message + STAMP_AT, 8);
+  int is_audio = l->head[0] == 0x82 && l->have >= l->frame_head + 32 && (message[1] & 15) != 3;
+  if (is_audio) {
+    double delay;
+    if (by_emit) {
+      struct timespec t;
+      clock_gettime(CLOCK_REALTIME, &t);
+      delay = (int)((unsigned)(t.tv_sec * 1000ull + t.tv_nsec / 1000000) - big32(message + 28));
+    } else {
+      uint64_t stamp;
+      memcpy(&stamp, message + STAMP_AT, 8);
+      delay = (now - stamp) / 1e6;
+    }
     messages++;
-    if (delay_count < MOST_DELAYS) delays[delay_count++] = (now - stamp) / 1e6;
-    l->last_seq = message[12] << 24 | message[13] << 16 | message[14] << 8 | message[15];
+    if (delay_count < MOST_DELAYS) delays[delay_count++] = delay;
+    l->last_seq = big32(message + 12);
+    play(l, now, big32(message + 24) * 62500ull / 3); /* ticks of 1/48000 s in ns */
   }
   l->have = 0;
 }
@@ -147,30 +191,64 @@ static int by_size(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+static void print_stalls(const listener *all, int count, int k) {
+  const uint64_t bounds[NUMBERS - 1] = {0, 50000000ull, 100000000ull, 200000000ull};
+  int counts[NUMBERS] = {0};
+  for (int i = 0; i < count; i++) {
+    int at = 0;
+    while (at < NUMBERS - 1 && all[i].stall[k] > bounds[at]) at++;
+    counts[at] += all[i].heard;
+  }
+  printf("\"stall_%d\": [%d, %d, %d, %d, %d]", k ? 240 : 0, counts[0], counts[1], counts[2], counts[3], counts[4]);
+}
+
+static double share(double part) {
+  return delay_count ? delays[(size_t)((delay_count - 1) * part)] : 0;
+}
+
 int main(int argc, char **argv) {
-  if (argc != 6) return fprintf(stderr, "usage: %s PORT N ACK_S TOKEN SID\n", argv[0]), 2;
-  int port = atoi(argv[1]), count = atoi(argv[2]);
-  uint64_t ack_every = atoi(argv[3]) * SECOND;
+  const char *token = "-", *sid = "-";
+  int buf_ms = 0, slow = 0, option;
+  uint64_t ack_every = 0;
+  while ((option = getopt(argc, argv, "t:s:a:b:w:e")) != -1) switch (option) {
+    case 't': token = optarg; break;
+    case 's': sid = optarg; break;
+    case 'a': ack_every = atof(optarg) * SECOND; break;
+    case 'b': buf_ms = atoi(optarg); break;
+    case 'w': slow = atoi(optarg); break;
+    case 'e': by_emit = 1; break;
+    default: return 2;
+  }
+  if (argc - optind != 2) return fprintf(stderr, "usage: %s [options] PORT N\n", argv[0]), 2;
+  int port = atoi(argv[optind]), count = atoi(argv[optind + 1]), quick = count - slow;
   listener *all = calloc(count, sizeof *all);
   delays = malloc(MOST_DELAYS * sizeof *delays);
   int poll = epoll_create1(0);
   struct epoll_event event = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
   epoll_ctl(poll, EPOLL_CTL_ADD, 0, &event);
   for (int i = 0; i < count; i++) {
-    all[i].fd = dial(port, argv[4], argv[5]);
-    if (ack_every) all[i].acked_at = now_ns() - ack_every * i / count; /* not all at once */
+    all[i].fd = dial(port, token, sid, i >= quick);
     event.data.u32 = i;
-    epoll_ctl(poll, EPOLL_CTL_ADD, all[i].fd, &event);
+    if (i < quick) epoll_ctl(poll, EPOLL_CTL_ADD, all[i].fd, &event);
   }
   printf("ready\n");
   fflush(stdout);
   static struct epoll_event events[4096];
+  uint64_t drip_at = 0;
   for (int done = 0; !done;) {
-    int n = epoll_wait(poll, events, 4096, 1000);
+    int n = epoll_wait(poll, events, 4096, slow ? 100 : 1000);
     uint64_t now = now_ns();
+    if (slow && now > drip_at + SECOND / 10) {
+      drip_at = now;
+      for (int i = quick; i < count; i++)
+        if (read(all[i].fd, buffer, 100) == 0) fprintf(stderr, "a slow listener was closed\n");
+    }
     for (int i = 0; i < n; i++) {
       if (events[i].data.u32 == UINT32_MAX) {
         done = read(0, buffer, sizeof buffer) <= 0;
+        if (done) break;
+        messages = delay_count = 0;
+        for (int k = 0; k < quick; k++) all[k].heard = all[k].stall[0] = all[k].stall[1] = 0;
         continue;
       }
       listener *l = &all[events[i].data.u32];
@@ -178,18 +256,24 @@ int main(int argc, char **argv) {
       if (got < 0 && errno == EAGAIN) continue;
       if (got <= 0) return fprintf(stderr, "a listener was closed\n"), 1;
       feed(l, buffer, got, now_ns());
-      if (ack_every && now > l->acked_at + ack_every) {
+      if (ack_every && l->heard && now > l->acked_at + ack_every) {
         char text[256];
-        l->acked_at = now;
-        snprintf(text, sizeof text, "{\"t\":\"ack\",\"sid\":\"%s\",\"seq\":%u,\"play_ms\":%u,\"buf_ms\":0,\"ts\":1}",
-                 argv[5], l->last_seq, l->last_seq * 200);
+        /* The first ack at once, the others not all at the same time. */
+        l->acked_at = l->acked_at ? now : now - ack_every * (l - all) / count;
+        snprintf(text, sizeof text,
+                 "{\"t\":\"ack\",\"sid\":\"%s\",\"seq\":%u,\"play_ms\":%u,\"buf_ms\":%d,"
+                 "\"under\":{\"n\":0,\"ms\":0},\"ts\":1}",
+                 sid, l->last_seq, l->last_seq * 200, buf_ms);
         say(l->fd, text);
       }
     }
   }
   qsort(delays, delay_count, sizeof *delays, by_size);
-  double p50 = delay_count ? delays[delay_count / 2] : 0;
-  double p99 = delay_count ? delays[(size_t)(delay_count * 0.99)] : 0;
-  printf("{\"messages\": %llu, \"p50_ms\": %.2f, \"p99_ms\": %.2f}\n", (unsigned long long)messages, p50, p99);
+  printf("{\"messages\": %llu, \"p50_ms\": %.2f, \"p99_ms\": %.2f, \"max_ms\": %.2f, ",
+         (unsigned long long)messages, share(0.5), share(0.99), share(1));
+  print_stalls(all, quick, 0);
+  printf(", ");
+  print_stalls(all, quick, 1);
+  printf("}\n");
   return 0;
 }

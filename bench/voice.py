@@ -231,7 +231,9 @@ def ours(engine, text: str, live: bool) -> dict:
 class Worker:
     """A peer in its own process: a JSON line in, a JSON line out."""
 
-    def __init__(self, python: Path, name: str, folder: Path, threads: int) -> None:
+    def __init__(
+        self, python: Path, name: str, folder: Path, threads: int, **environment: str
+    ) -> None:
         model, voices = folder / "kokoro.onnx", folder / f"{name}.npz"
         write_assets(model, voices)
         command = [str(python), __file__, "--worker", name, "--model", str(model)]
@@ -242,7 +244,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | offline,
+            env=os.environ | offline | environment,
         )
         self.version = self._answer()["version"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from engine.base import SAMPLE_RATE_HZ
-from pipeline import effects, ids, leases, outbox, retry
+from pipeline import control, effects, ids, leases, outbox, retry
 from pipeline.audio import from_flac, to_flac
 from pipeline.database import Database, affected, now_ms, rows
 from pipeline.errors import DatabaseUnavailable, LostLease
@@ -31,7 +31,7 @@ from pipeline.models import (
 )
 from pipeline.narration import Spoken
 from pipeline.speaker import Held
-from pipeline.write_backs import buried, order_write_backs
+from pipeline.write_backs import announce, buried
 
 if TYPE_CHECKING:
     from pipeline.services import Services
@@ -71,10 +71,22 @@ def begin(services: Services, held: Held, job: Job) -> None:
             lang=job.script.lang,
             segments_total=len(job.plan.sentences),
         )
+        wake_ups = announce(
+            services,
+            connection,
+            job.id,
+            "live",
+            length_ms=sum(sentence.estimated_ms for sentence in job.plan.sentences),
+            chapters=len(job.script.chapters),
+        )
+    services.sender.committed(wake_ups)
 
 
 def earlier(services: Services, held: Held, job: Job) -> list[Spoken]:
-    """Stored sentences that still fit the plan; later ones are dropped."""
+    """Stored sentences that still fit the plan; later ones are dropped.
+
+    What somebody skipped is not among them.
+    """
     if not held.claim.segments_done:
         return []
     with services.database.read() as connection:
@@ -83,9 +95,14 @@ def earlier(services: Services, held: Held, job: Job) -> list[Spoken]:
             sa.select(segment).where(segment.c.episode_id == job.id).order_by(segment.c.n),
         )
     good: list[Spoken] = []
-    for row, sentence in zip(found, job.plan.sentences, strict=False):
-        if row["text_digest"] != _text_digest(sentence.text) or row["n"] != len(good):
+    due = job.wishes.next(0)
+    for row in found:
+        if row["n"] != due or due >= len(job.plan.sentences):
             break
+        sentence = job.plan.sentences[due]
+        if row["text_digest"] != _text_digest(sentence.text):
+            break
+        due = job.wishes.next(due + 1)
         good.append(
             Spoken(
                 seg=row["n"],
@@ -99,13 +116,93 @@ def earlier(services: Services, held: Held, job: Job) -> list[Spoken]:
                 ),
             )
         )
-    if len(good) < held.claim.segments_done:
+    if due < held.claim.segments_done:
         with services.database.write() as connection:
-            _change(connection, held, segments_done=len(good))
+            _change(connection, held, segments_done=due)
             connection.execute(
-                segment.delete().where(segment.c.episode_id == job.id, segment.c.n >= len(good))
+                segment.delete().where(segment.c.episode_id == job.id, segment.c.n >= due)
             )
     return good
+
+
+def revise(
+    services: Services,
+    held: Held,
+    job: Job,
+    *,
+    number: int,
+    effect: control.Effect,
+    segments_done: int,
+    samples: int,
+) -> list[str]:
+    """An order takes effect: sentences from `effect["from"]` on are void, others follow.
+
+    Args:
+        job: as revised.
+        number: of the order.
+        segments_done: the sentence that is stored next.
+        samples: of the sentences that stay.
+
+    Returns:
+        objects of the void sentences, to be removed before others are stored.
+    """
+    with services.database.write() as connection:
+        _change(
+            connection,
+            held,
+            segments_done=segments_done,
+            samples=samples,
+            state="synthesising",
+            spec_hash=job.spec_hash,
+        )
+        void = connection.execute(
+            segment.delete()
+            .where(segment.c.episode_id == job.id, segment.c.n >= effect["from"])
+            .returning(segment.c.object_key)
+        ).scalars()
+        objects = list(void)
+        control.settle(connection, job.id, [(number, effect)], fence=held.claim.fence)
+    return objects
+
+
+def answer(services: Services, held: Held, number: int, effect: control.Effect) -> None:
+    """An order changed nothing, or could not be followed."""
+    with services.database.write() as connection:
+        held.check()
+        control.settle(
+            connection, held.claim.episode_id, [(number, effect)], fence=held.claim.fence
+        )
+
+
+def pause(services: Services, held: Held, number: int, effect: control.Effect) -> bool:
+    """Free the slot until somebody resumes; False if somebody has already."""
+    with services.database.write() as connection:
+        held.check()
+        control.settle(
+            connection, held.claim.episode_id, [(number, effect)], fence=held.claim.fence
+        )
+        paused = mine(episode.update()).where(episode.c.wanted == "pause").values(_GIVEN_BACK)
+        if not affected(connection.execute(paused, owner(held))):
+            return False
+        _end_attempt(connection, held, "paused")
+        leases.log_states(
+            connection,
+            [(held.claim.episode_id, held.claim.fence + 1)],
+            "queued",
+            actor="worker",
+            reason="paused",
+        )
+    return True
+
+
+_GIVEN_BACK: dict[str, Any] = {
+    "state": "queued",
+    "state_ms": now_ms(),
+    "queued_ms": now_ms(),
+    "fence": episode.c.fence + 1,
+    "lease_owner": None,
+    "lease_until_ms": 0,
+}
 
 
 def commit_segment(services: Services, held: Held, job: Job, one: Spoken) -> None:
@@ -114,7 +211,8 @@ def commit_segment(services: Services, held: Held, job: Job, one: Spoken) -> Non
     digest = hashlib.sha256(pcm.tobytes()).hexdigest()
     key = f"seg/{job.row['tenant_id']}/{job.id}/{one.seg:05}-{digest[:12]}.flac"
     services.storage.put_if_absent(key, to_flac(pcm), content_type="audio/flac")
-    is_last = one.seg == len(job.plan.sentences) - 1
+    following = job.wishes.next(one.seg + 1)
+    is_last = following >= len(job.plan.sentences)
     with services.database.write() as connection:
         held.check()
         changed = affected(
@@ -122,7 +220,7 @@ def commit_segment(services: Services, held: Held, job: Job, one: Spoken) -> Non
                 mine(episode.update())
                 .where(episode.c.segments_done == one.seg)
                 .values(
-                    segments_done=one.seg + 1,
+                    segments_done=following,
                     samples=episode.c.samples + one.samples,
                     state="encoding" if is_last else "synthesising",
                     state_ms=sa.case((sa.literal(is_last), now_ms()), else_=episode.c.state_ms),
@@ -216,20 +314,19 @@ def commit_stored(
             segments_total=len(job.plan.sentences),
         )
         _end_attempt(connection, held, "stored")
+        control.settle_rest(connection, job.id, held.claim.fence)
         _link_recordings(services, connection, job, made)
         _count_usage(services, connection, job, made, length_ms, busy_ms)
         leases.log_states(connection, [(job.id, held.claim.fence)], "stored", actor="worker")
-        wake_ups = order_write_backs(
+        wake_ups = announce(
             services,
             connection,
-            job.row,
-            job.endpoint,
-            job.refs,
-            status="done",
-            duration_s=length_ms / 1000,
+            job.id,
+            "done",
+            length_ms=length_ms,
+            chapters=len(job.script.chapters),
         )
-        if not wake_ups:
-            effects.settle(connection, job.id)
+        effects.settle(connection, job.id)
     return wake_ups
 
 
@@ -279,16 +376,7 @@ def hand_over(services: Services, held: Held) -> None:
     try:
         with services.database.write() as connection:
             row_id = held.claim.episode_id
-            _change(
-                connection,
-                held,
-                state="queued",
-                state_ms=now_ms(),
-                queued_ms=now_ms(),
-                fence=episode.c.fence + 1,
-                lease_owner=None,
-                lease_until_ms=0,
-            )
+            _change(connection, held, **_GIVEN_BACK)
             _end_attempt(connection, held, "handed_over")
             leases.log_states(
                 connection,

@@ -20,20 +20,21 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import requests
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from connectors.fake.endpoints import Endpoint, write_endpoints
 from connectors.signing import sign_webhook
 from engine.text import detect_lang
 from pipeline import reports
@@ -53,10 +54,21 @@ _TOLERANCE_MS = 60
 _SAMPLES = {"zh": "demo_zh.md", "en": "demo_en.md"}
 
 
+class Sending(Protocol):
+    """A note on its way in, and what a person sees of it while it is spoken."""
+
+    def send(self) -> str:
+        """Send it; gives the live link."""
+
+    def lines(self) -> list[RenderableType]:
+        """What to show above the caption."""
+
+
 @dataclass
 class _Heard:
     """What came over one live link."""
 
+    key: str = ""
     title: str = ""
     state: str = "queued"
     caption: str = ""
@@ -70,21 +82,35 @@ class _Heard:
     end: dict[str, Any] = field(default_factory=dict)
 
 
-def run_demo(*, out: Path, text: Path | None, engine: str | None, s3: str, as_json: bool) -> int:
+def run_demo(
+    *,
+    out: Path,
+    text: Path | None,
+    engine: str | None,
+    s3: str,
+    as_json: bool,
+    with_tool: Literal["feishu"] | None = None,
+) -> int:
     """Run the demo; gives the exit status.
 
     Args:
         out: directory of the results; its `data` is the stack's, made anew.
         text: one text file to speak instead of the two samples.
+        with_tool: a tool that is faked beside the stack; a row of its table is spoken.
     """
     console = Console(quiet=as_json)
     notes = _notes(text)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    with _stack(out, engine, s3, console) as (settings, secret):
-        episodes = [
-            _one(settings, secret, lang, note, out, console) for lang, note in notes.items()
-        ]
+    if with_tool is not None:
+        episodes = [_row_is_spoken(notes, out, engine, s3, console)]
+    else:
+        secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+        with _stack(out, engine, s3, console, _signed_endpoint(secret)) as settings:
+            episodes = [
+                _one(settings, lang, note, out, console, _Posting(settings, secret, note))
+                for lang, note in notes.items()
+            ]
     summary = {"episodes": episodes, "machine": machine()}
     (out / "summary.json").write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
     if as_json:
@@ -123,19 +149,35 @@ def _notes(text: Path | None) -> dict[str, str]:
     return {lang: (data / name).read_text("utf-8") for lang, name in _SAMPLES.items()}
 
 
+def _row_is_spoken(
+    notes: dict[str, str], out: Path, engine: str | None, s3: str, console: Console
+) -> dict[str, Any]:
+    """A person sets a row ready in the fake; everything else happens by itself."""
+    from pipeline.demo_table import FakeTable  # loads a web framework
+
+    with FakeTable(notes["zh"] if "zh" in notes else next(iter(notes.values()))) as row:
+        with _stack(out, engine, s3, console, [row.endpoint]) as settings:
+            row.connect(settings.effective_public_url)
+            console.print(f"the table: {row.url}", highlight=False)
+            lang, note = detect_lang(row.text), row.text
+            made = _one(settings, lang, note, out, console, row)
+            row.wait("已完成")
+        row.show(console)
+    return made | {"row": row.history}
+
+
+def _signed_endpoint(secret: str) -> list[Endpoint]:
+    toml = '[endpoint.demo]\nconnector = "webhook"\nsecrets = { webhook = ["file:demo-secret"] }\n'
+    return [Endpoint("demo", toml, {"demo-secret": secret})]
+
+
 @contextmanager
 def _stack(
-    out: Path, engine: str | None, s3: str, console: Console
-) -> Iterator[tuple[Settings, str]]:
-    """A `notecast up` of its own, with one signed endpoint."""
+    out: Path, engine: str | None, s3: str, console: Console, endpoints: Sequence[Endpoint]
+) -> Iterator[Settings]:
+    """A `notecast up` of its own, with these endpoints."""
     data = (out / "data").absolute()
-    data.mkdir()
-    secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-    (data / "demo-secret").write_text(secret)
-    (data / "demo-secret").chmod(0o600)
-    (data / "connectors.toml").write_text(
-        '[endpoint.demo]\nconnector = "webhook"\nsecrets = { webhook = ["file:demo-secret"] }\n'
-    )
+    write_endpoints(endpoints, data)
     port = free_port()
     command = [sys.executable, "-m", "pipeline.cli", "up", "--data", str(data)]
     command += ["--port", str(port), "--s3", s3, *(["--engine", engine] if engine else [])]
@@ -144,7 +186,7 @@ def _stack(
     try:
         with console.status("starting SQLite, Valkey, S3 and the voice ..."):
             _wait_ready(process, port, data, out)
-        yield running_settings(data), secret
+        yield running_settings(data)
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -173,15 +215,15 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, data: Path, out: Pa
 
 
 def _one(
-    settings: Settings, secret: str, lang: str, note: str, out: Path, console: Console
+    settings: Settings, lang: str, note: str, out: Path, console: Console, sending: Sending
 ) -> dict[str, Any]:
-    """Post a note, listen to it, collect what became of it."""
+    """Send a note, listen to it, collect what became of it."""
     began = time.monotonic()
-    answer = _post(settings, secret, note)
+    link = sending.send()
     link_ms = (time.monotonic() - began) * 1000
-    heard = _listen(answer["listen_url"], console)
-    view = _wait_done(settings, answer["episode"])
-    key = answer["episode"]
+    heard = _listen(link, console, sending)
+    key = heard.key
+    view = _wait_done(settings, key)
     files = _fetch(settings, key, view, out)
     assert heard.first_at is not None and heard.ended_at is not None
     audio_s = heard.ticks / 48_000
@@ -194,7 +236,7 @@ def _one(
         "key": key,
         "title": view["title"],
         "lang": lang,
-        "listen_url": answer["listen_url"],
+        "listen_url": link,
         "link_ms": round(link_ms, 1),
         "ttfa_ms": round((heard.first_at - began) * 1000, 1),
         "audio_s": round(audio_s, 3),
@@ -216,24 +258,34 @@ def _one(
     }
 
 
-def _post(settings: Settings, secret: str, note: str) -> dict[str, Any]:
-    """Send a note as a tool would: signed, through the webhook door."""
-    body = json.dumps({"type": "note.ready", "data": {"text": note}}, ensure_ascii=False).encode()
-    message_id = f"msg_{uuid.uuid4().hex}"
-    headers = sign_webhook(secret, message_id, int(time.time()), body)
-    answer = requests.post(
-        f"{settings.effective_public_url}/hooks/demo",
-        data=body,
-        headers={**headers, "content-type": "application/json"},
-        timeout=10,
-    )
-    if answer.status_code != 202:
-        raise PipelineError(f"the hook answered {answer.status_code}: {answer.text[:200]}")
-    found: dict[str, Any] = answer.json()
-    return found
+@dataclass(frozen=True)
+class _Posting:
+    """A note sent as a tool sends it: signed, through the webhook door."""
+
+    settings: Settings
+    secret: str
+    text: str
+
+    def send(self) -> str:
+        body = json.dumps({"type": "note.ready", "data": {"text": self.text}}, ensure_ascii=False)
+        message_id = f"msg_{uuid.uuid4().hex}"
+        headers = sign_webhook(self.secret, message_id, int(time.time()), body.encode())
+        answer = requests.post(
+            f"{self.settings.effective_public_url}/hooks/demo",
+            data=body.encode(),
+            headers={**headers, "content-type": "application/json"},
+            timeout=10,
+        )
+        if answer.status_code != 202:
+            raise PipelineError(f"the hook answered {answer.status_code}: {answer.text[:200]}")
+        link: str = answer.json()["listen_url"]
+        return link
+
+    def lines(self) -> list[RenderableType]:
+        return []
 
 
-def _listen(link: str, console: Console) -> _Heard:
+def _listen(link: str, console: Console, sending: Sending) -> _Heard:
     """Follow the link to its end, showing one line that moves."""
     heard = _Heard()
 
@@ -241,7 +293,8 @@ def _listen(link: str, console: Console) -> _Heard:
         async with Listening(link) as listening:
             async for item in listening:
                 _note(heard, item)
-                live.update(_line(heard))
+                live.update(Group(*sending.lines(), _line(heard)))
+            heard.key = listening.sid
             heard.ended_at = time.monotonic()
             heard.received_sha256 = listening.digest
             heard.chunks = listening.chunks
@@ -338,9 +391,10 @@ def _show(episodes: list[dict[str, Any]], out: Path, console: Console) -> None:
     table.add_column("")
     for one in episodes:
         table.add_column(escape(f"{one['lang']}: {one['title']}"), overflow="fold")
+    sent = "ready" if "row" in episodes[0] else "POST"
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "POST to link": lambda one: f"{one['link_ms']:.0f} ms",
-        "POST to first sound": lambda one: f"{one['ttfa_ms']:.0f} ms",
+        f"{sent} to link": lambda one: f"{one['link_ms']:.0f} ms",
+        f"{sent} to first sound": lambda one: f"{one['ttfa_ms']:.0f} ms",
         "sound": lambda one: f"{one['audio_s']:.1f} s",
         "real-time factor": lambda one: f"{one['rtf']:.2f}",
         "live chunks": lambda one: f"{one['chunks']}, {one['bytes'] / 1024:.0f} KiB",

@@ -15,6 +15,16 @@
     Alice = "anna"
     default = "bm_george"
 
+    [endpoint.board.notify]       # or [[endpoint.board.notify]] for several
+    connector = "feishu_robot"
+    url = "env:NC_BOT_URL"
+    on = ["live", "failed"]
+
+    [endpoint.board.events]       # Standard Webhooks to a system of yours
+    url = "https://crm.example/hooks/notecast"
+    secret = ["env:NC_EVENTS_SECRET"]
+    on = ["note.finished", "note.failed"]
+
 Secrets are references, `env:NAME` or `file:path` beside the file, never text. Anything wrong ends
 in a `BadEndpoints` that names file, key and cure.
 """
@@ -26,19 +36,30 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
-from connectors.base import Connector, Detail, Note
+from connectors.base import Connector, Detail, EpisodeState, Note
 from connectors.errors import ConfigError, nearest
 from connectors.payload import DurationRule, Lang, Name
 from connectors.registry import CONNECTORS, make_connector
+from connectors.signing import webhook_key
+from connectors.webhook import EVENT_TYPES, EventType
 
 _ADDRESS = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VOICE = re.compile(r"[\w.:, -]{1,200}")
 _TOP = ("endpoint", "voices", "schedule")  # schedules are read where they run
-_OWN = ("connector", "id", "speak", "fields", "voices")
+_OWN = ("connector", "id", "speak", "fields", "voices", "notify", "events", "daily_cap")
+_NOTIFY_OWN = ("connector", "on")
 
 
 class BadEndpoints(Exception):
@@ -58,6 +79,51 @@ class Defaults(BaseModel):
     detail: Detail | Literal[""] = ""
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Events(BaseModel):
+    """`[endpoint.x.events]`: where a system of the operator's hears what becomes of notes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: SecretStr
+    secret: Annotated[tuple[SecretStr, ...], BeforeValidator(_listed)]
+    on: tuple[EventType, ...] = EVENT_TYPES
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: SecretStr) -> SecretStr:
+        parts = urlsplit(url.get_secret_value())
+        if parts.scheme not in ("https", "http") or not parts.hostname:
+            raise ValueError("must be an https address")
+        return url
+
+    @field_validator("secret")
+    @classmethod
+    def _signs(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in secrets:
+            if webhook_key(secret.get_secret_value()).text.startswith("whpk_"):
+                raise ValueError("a whpk_ key only verifies; signing takes whsec_ or whsk_")
+        if not secrets:
+            raise ValueError("must name at least one secret")
+        return secrets
+
+    @property
+    def texts(self) -> list[str]:
+        """The secrets, newest first."""
+        return [secret.get_secret_value() for secret in self.secret]
+
+
+@dataclass(frozen=True, slots=True)
+class Notifier:
+    """A group that hears of some states."""
+
+    connector: Connector = field(repr=False)
+    on: tuple[EpisodeState, ...] = ("live", "failed")
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A door for one tool of one team.
@@ -70,6 +136,9 @@ class Endpoint:
         voices: speaker -> engine voice; `default` is the narrator's.
         library: voice name a note may use -> engine voice.
         speaks_now: False keeps notes for a schedule.
+        notify: groups that are sent a card.
+        events: a system that hears of every note of this endpoint.
+        daily_cap: episodes a day (UTC) that this endpoint may begin; None is no limit.
     """
 
     name: str
@@ -79,6 +148,9 @@ class Endpoint:
     voices: Mapping[str, str] = field(default_factory=dict)
     library: Mapping[str, str] = field(default_factory=dict)
     speaks_now: bool = True
+    notify: tuple[Notifier, ...] = ()
+    events: Events | None = None
+    daily_cap: int | None = None
 
     def complete(self, note: Note) -> Note:
         """The note with the endpoint's defaults where it says nothing."""
@@ -142,23 +214,80 @@ def _endpoint(
     kind = table.get("connector")
     if not isinstance(kind, str):
         raise ConfigError(f"{where}.connector", 'missing: write connector = "webhook"')
-    if kind in CONNECTORS:
-        _check_keys(where, table, (*_OWN, *CONNECTORS[kind].Config.model_fields))
-    config = {key: value for key, value in table.items() if key not in _OWN}
-    try:
-        connector = make_connector(kind, name, references.resolve(config, where))
-    except ConfigError as error:
-        raise ConfigError(f"{where}.{error.key}", _rest(error)) from None
+    known = CONNECTORS[kind].Config.model_fields if kind in CONNECTORS else {}
+    if known:
+        _check_keys(where, table, (*_OWN, *known))
+    own = [key for key in _OWN if key not in known]  # a table's connector maps [fields] itself
+    config = {key: value for key, value in table.items() if key not in own}
+    connector = _connector(kind, name, references.resolve(config, where), where)
     voices = _voice_map(f"{where}.voices", table.get("voices", {}))
     return Endpoint(
         name=name,
         address=address,
         connector=connector,
-        defaults=_defaults(f"{where}.fields", table.get("fields", {})),
+        defaults=_defaults(f"{where}.fields", table.get("fields", {}) if "fields" in own else {}),
         voices={speaker: library.get(voice, voice) for speaker, voice in voices.items()},
         library=library,
         speaks_now=_speaks_now(where, table.get("speak", "now")),
+        notify=_notifiers(name, table.get("notify", []), references),
+        events=_events(f"{where}.events", table.get("events"), references),
+        daily_cap=_daily_cap(where, table.get("daily_cap")),
     )
+
+
+def _connector(kind: str, name: str, config: Mapping[str, Any], where: str) -> Connector:
+    try:
+        return make_connector(kind, name, config)
+    except ConfigError as error:
+        key = f"{where}.{error.key}" if error.key else where
+        raise ConfigError(key, _rest(error)) from None
+
+
+def _notifiers(name: str, value: Any, references: _References) -> tuple[Notifier, ...]:
+    where = f"endpoint.{name}.notify"
+    found = []
+    for table in value if isinstance(value, list) else [value]:
+        table = _table(where, table)
+        kind = table.get("connector")
+        if not isinstance(kind, str):
+            raise ConfigError(f"{where}.connector", 'missing: write connector = "feishu_robot"')
+        if kind in CONNECTORS and CONNECTORS[kind].notify is Connector.notify:
+            able = [one for one, k in CONNECTORS.items() if k.notify is not Connector.notify]
+            cure = f"{kind} posts no cards; {nearest(kind, able)}"
+            raise ConfigError(f"{where}.connector", cure)
+        config = {key: item for key, item in table.items() if key not in _NOTIFY_OWN}
+        connector = _connector(kind, name, references.resolve(config, where), where)
+        on = table.get("on", ["live", "failed"])
+        if not isinstance(on, list) or not on or not set(on) <= set(get_args(EpisodeState)):
+            raise ConfigError(f"{where}.on", "must list some of: queued, live, done, failed")
+        found.append(Notifier(connector, tuple(on)))
+    return tuple(found)
+
+
+def _events(where: str, table: Any, references: _References) -> Events | None:
+    if table is None:
+        return None
+    table = dict(_table(where, table))
+    if "secret" in table:
+        secrets = references.resolve({"secrets": table["secret"]}, where)
+        table["secret"] = secrets["secrets"]
+    if "url" in table:
+        table |= references.resolve({"url": table["url"]}, where)
+    _check_keys(where, table, Events.model_fields)
+    try:
+        return Events.model_validate(table)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    raise ConfigError(f"{where}.{key}", first["msg"].removeprefix("Value error, "))
+
+
+def _daily_cap(where: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{where}.daily_cap", "must be a number of episodes, 1 or more")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +299,7 @@ class _References:
 
     def resolve(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {
-            key: self._value(value, f"{where}.{key}", secret=key == "secrets")
+            key: self._value(value, f"{where}.{key}", secret=key in ("secrets", "secret"))
             for key, value in config.items()
         }
 

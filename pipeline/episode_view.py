@@ -75,6 +75,7 @@ def queue_position(connection: sa.Connection, row: Any) -> tuple[int, int]:
     ahead = connection.execute(
         sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(episode.c.estimated_ms), 0)).where(
             episode.c.state == "queued",
+            episode.c.wanted == "run",
             episode.c.queue == row.queue,
             sa.tuple_(episode.c.priority, episode.c.fair_at_ms, episode.c.id)
             < sa.tuple_(sa.literal(row.priority), sa.literal(row.fair_at_ms), sa.literal(row.id)),
@@ -82,6 +83,13 @@ def queue_position(connection: sa.Connection, row: Any) -> tuple[int, int]:
     ).one()
     # a sentence is spoken some four times faster than it is heard
     return int(ahead[0]) + 1, int(ahead[1]) // 4
+
+
+def place_of(database: Database, key: str) -> tuple[int, int]:
+    """An episode's place in the queue and its wait in ms; (0, 0) once somebody speaks it."""
+    with database.read() as connection:
+        row = _find(connection, key)
+        return queue_position(connection, row) if row.state == "queued" else (0, 0)
 
 
 def _find(connection: sa.Connection, key_or_id: str) -> Any:
@@ -107,6 +115,7 @@ def _view(services: Services, connection: sa.Connection, row: Any) -> dict[str, 
         "lang": row.lang,
         "status": status_of(row.state),
         "state": row.state,
+        "paused": row.wanted == "pause",
         "listen_url": services.links.url(link, row.key) if link is not None else None,
         "created_ms": row.created_ms,
         "started_ms": row.started_ms,

@@ -3,6 +3,7 @@
 PipelineError
 ├── NotFound              no such episode, endpoint, voice, ...
 ├── Refused               the request cannot be done as it stands; `field` names the culprit
+├── Ended                 the episode is over, what was asked for comes too late
 ├── ScriptError           the note cannot become speech; kinds in script/model.py
 ├── DatabaseUnavailable   SQL is away; nothing was stored
 ├── LostLease             another owner, a cancel or the reaper took the episode
@@ -36,6 +37,13 @@ class Refused(PipelineError):
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(message)
         self.field = field  # JSON pointer, or empty
+
+
+class Ended(PipelineError):
+    """The episode is over, what was asked for comes too late."""
+
+    status = 410
+    code = "gone"
 
 
 class ScriptError(PipelineError):

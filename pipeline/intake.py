@@ -8,34 +8,43 @@ cancels the open episodes of the older ones in the same commit.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 
-from connectors.base import Accepted, Note, NoteEvent
+from connectors.base import Accepted, EpisodeState, Note, NoteEvent, NoteRef
+from connectors.reasons import reason
 from pipeline import ids, leases, outbox, schedule
 from pipeline.database import Database, affected, now_ms
 from pipeline.links import Links
 from pipeline.models import (
+    LEASED,
     OPEN,
     api_key,
     attempt,
     delivery,
+    duty,
     endpoint,
     episode,
     episode_note,
     listen_link,
     note,
+    reading,
     tenant,
 )
 from pipeline.notes import note_to_json
 
+WakeUps = tuple[tuple[int, str], ...]
+
+CAPPED = "daily_cap"
 REALTIME, BATCH = "realtime", "batch"
 _PRIORITY = {REALTIME: 3, BATCH: 7}
 
 _STATUS = {
     "received": "queued",
+    "waiting": "queued",
     "queued": "queued",
     "failed": "queued",
     "synthesising": "live",
@@ -54,6 +63,31 @@ class Door:
 
     endpoint_id: str
     tenant_id: str
+
+
+Told = Callable[[sa.Connection, str, EpisodeState, str], Sequence[tuple[int, str]]]
+"""(connection, episode id, state, reason code): order what the outside shall see of it."""
+
+
+def _nobody(_connection: sa.Connection, _id: str, _state: EpisodeState, _error: str) -> WakeUps:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How an endpoint takes notes.
+
+    Attributes:
+        speak_now: False keeps notes for a schedule and makes no episode.
+        reads: thin events are read from the tool before anything is made of them.
+        daily_cap: episodes a day (UTC); None is no limit.
+        told: what a new state of an episode orders for the outside, in the same commit.
+    """
+
+    speak_now: bool = True
+    reads: bool = False
+    daily_cap: int | None = None
+    told: Told = _nobody
 
 
 def status_of(state: str) -> str:
@@ -94,13 +128,21 @@ def open_doors(database: Database, endpoints: Mapping[str, str]) -> dict[str, Do
     return {row.name: Door(row.id, tenant_id) for row in found}
 
 
+_PLAIN = Terms()
+_NOTED, _IGNORED, _KEPT = (
+    Accepted("", "noted", ""),
+    Accepted("", "ignored", ""),
+    Accepted("", "kept", ""),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What a transaction left behind: the answer, and the outbox rows to send now."""
 
     accepted: Accepted
     episode_id: str = ""
-    wake_ups: tuple[tuple[int, str], ...] = ()
+    wake_ups: WakeUps = ()
     cancelled: tuple[tuple[str, int], ...] = ()  # (key, fence) of episodes a newer revision ended
 
 
@@ -112,38 +154,276 @@ def accept(
     *,
     body_digest: str,
     casting: Mapping[str, str],
-    speak_now: bool = True,
+    terms: Terms = _PLAIN,
+    asked_by: str | None = None,
 ) -> Taken:
     """Store an event; safe to call any number of times with the same delivery key.
 
     Args:
         casting: speaker -> engine voice; `default` is the narrator.
-        speak_now: False keeps the note for a schedule and makes no episode.
+        asked_by: the link whose holder asked with `say`.
 
     Raises:
         DatabaseUnavailable: nothing was stored, or (lost in the commit) it is there under its key.
     """
     with database.write() as connection:
-        delivery_id = _deliver(database, connection, door, event, body_digest)
-        if delivery_id is None:
-            return Taken(_accepted_before(connection, links, door, event))
-        if event.kind != "changed":
-            gone = _cancel_row(connection, door, event) if event.kind == "deleted" else ()
-            return Taken(Accepted("", "ignored", ""), cancelled=gone)
-        note_id, revision = _keep_note(database, connection, door, event)
-        superseded = _cancel_older(connection, note_id) if revision > 1 else ()
-        if not speak_now:
-            return Taken(Accepted("", "kept", ""), cancelled=superseded)
-        created = create_episode(
+        return take_event(
+            database,
             connection,
             links,
             door,
-            notes=[(note_id, revision)],
-            content=event.note,
-            delivery_id=delivery_id,
+            event,
+            body_digest=body_digest,
             casting=casting,
+            terms=terms,
+            asked_by=asked_by,
         )
-    return replace(created, cancelled=superseded)
+
+
+def take_event(
+    database: Database,
+    connection: sa.Connection,
+    links: Links,
+    door: Door,
+    event: NoteEvent,
+    *,
+    body_digest: str,
+    casting: Mapping[str, str],
+    terms: Terms = _PLAIN,
+    asked_by: str | None = None,
+) -> Taken:
+    """`accept` in an open transaction, for the many events of one message."""
+    delivery_id = _deliver(database, connection, door, event, body_digest)
+    if delivery_id is None:
+        return Taken(_accepted_before(connection, links, door, event))
+    if event.kind == "ping":
+        return Taken(_NOTED, wake_ups=_want_walk(connection, door))
+    if event.kind == "deleted":
+        return Taken(_IGNORED, cancelled=row_gone(connection, door, event.ref))
+    if event.note is None and terms.reads and not event.asked:
+        return Taken(_NOTED, wake_ups=want_reading(database, connection, door, event))
+    if event.note is not None:
+        return take_note(
+            database,
+            connection,
+            links,
+            door,
+            event.note,
+            casting=casting,
+            terms=terms,
+            delivery_id=delivery_id,
+            asked_by=asked_by,
+        )
+    note_id, revision = _keep_note(database, connection, door, event.ref, None)
+    superseded = _cancel_older(connection, note_id) if revision > 1 else ()
+    made = _make(
+        connection, links, door, (note_id, revision), None, casting, terms, delivery_id=delivery_id
+    )
+    return replace(made, cancelled=superseded)
+
+
+def take_note(
+    database: Database,
+    connection: sa.Connection,
+    links: Links,
+    door: Door,
+    content: Note,
+    *,
+    casting: Mapping[str, str],
+    terms: Terms = _PLAIN,
+    delivery_id: str | None = None,
+    asked_by: str | None = None,
+) -> Taken:
+    """Make an episode of a note as it is now, unless it says what was heard or waits already.
+
+    A note that says the same as before is not spoken again: its row is shown what became of the
+    earlier episode. A newer revision cancels the open episodes of older ones.
+    """
+    if not content.ready:
+        return Taken(_IGNORED)
+    known = _known_note(connection, door, content.ref)
+    is_same = known is not None and known.fingerprint == content.fingerprint
+    if known is not None and is_same:
+        if not terms.speak_now:
+            return Taken(_KEPT)
+        earlier = _standing(connection, known.id, casting)
+        if earlier is not None:
+            return _point_to(connection, links, earlier, content, terms)
+    note_id, revision = _keep_note(database, connection, door, content.ref, content)
+    superseded = _cancel_older(connection, note_id) if revision > 1 else ()
+    if not terms.speak_now:
+        return Taken(_KEPT, cancelled=superseded)
+    made = _make(
+        connection,
+        links,
+        door,
+        (note_id, revision),
+        content,
+        casting,
+        terms,
+        delivery_id=delivery_id,
+        asked_by=asked_by,
+    )
+    return replace(made, cancelled=superseded)
+
+
+def _make(
+    connection: sa.Connection,
+    links: Links,
+    door: Door,
+    revised: tuple[str, int],
+    content: Note | None,
+    casting: Mapping[str, str],
+    terms: Terms,
+    *,
+    delivery_id: str | None,
+    asked_by: str | None = None,
+) -> Taken:
+    refused = ""
+    if terms.daily_cap is not None and _made_today(connection, door) >= terms.daily_cap:
+        refused = CAPPED
+    made = create_episode(
+        connection,
+        links,
+        door,
+        notes=[revised],
+        content=content,
+        delivery_id=delivery_id,
+        casting=casting,
+        refused=refused,
+        asked_by=asked_by,
+    )
+    state: EpisodeState = "failed" if refused else "queued"
+    ordered = terms.told(connection, made.episode_id, state, refused)
+    return replace(made, wake_ups=(*made.wake_ups, *ordered))
+
+
+def _made_today(connection: sa.Connection, door: Door) -> int:
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    return int(
+        connection.execute(
+            sa.select(sa.func.count())
+            .select_from(episode)
+            .where(
+                episode.c.tenant_id == door.tenant_id,
+                episode.c.day == today,
+                episode.c.endpoint_id == door.endpoint_id,
+                episode.c.batch_run_id.is_(None),
+                sa.func.coalesce(episode.c.error_code, "") != CAPPED,
+            )
+        ).scalar_one()
+    )
+
+
+def _known_note(connection: sa.Connection, door: Door, ref: NoteRef) -> Any:
+    if not ref.key:
+        return None
+    return connection.execute(
+        sa.select(note.c.id, note.c.fingerprint).where(_of_row(door, ref))
+    ).first()
+
+
+def _of_row(door: Door, ref: NoteRef) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        note.c.endpoint_id == door.endpoint_id,
+        note.c.ref_container == ref.container,
+        note.c.ref_table == ref.table,
+        note.c.ref_key == ref.key,
+    )
+
+
+def _standing(connection: sa.Connection, note_id: str, casting: Mapping[str, str]) -> Any:
+    """The newest episode of a note, if it was or will be heard, in these voices."""
+    row = connection.execute(
+        sa.select(episode)
+        .join(episode_note, episode_note.c.episode_id == episode.c.id)
+        .where(episode_note.c.note_id == note_id, episode.c.batch_run_id.is_(None))
+        .order_by(episode.c.id.desc())
+        .limit(1)
+    ).first()
+    if row is None or row.state in ("dead", "cancelled") or row.wishes["casting"] != dict(casting):
+        return None
+    return row
+
+
+def _point_to(
+    connection: sa.Connection, links: Links, row: Any, content: Note, terms: Terms
+) -> Taken:
+    """Answer with the episode that says the same, and let the row show it again."""
+    if row.state == "waiting":
+        _put_off(connection, row.id, content.schedule)
+    status = status_of(row.state)
+    shown: EpisodeState = "live" if status == "live" else "done" if status == "done" else "queued"
+    ordered = terms.told(connection, row.id, shown, "")
+    url = _link_of(connection, links, row)
+    return Taken(Accepted(row.key, status, url, duplicate=True), row.id, tuple(ordered))
+
+
+def _put_off(connection: sa.Connection, episode_id: str, until: datetime.datetime | None) -> None:
+    """A row that waits for its time got another one."""
+    at_ms = round(until.timestamp() * 1000) if until is not None else now_ms()
+    connection.execute(
+        episode.update()
+        .where(episode.c.id == episode_id, episode.c.state == "waiting")
+        .values(next_ms=at_ms)
+    )
+
+
+def _want_walk(connection: sa.Connection, door: Door) -> WakeUps:
+    """Something changed somewhere: look for it soon."""
+    connection.execute(
+        duty.update()
+        .where(duty.c.endpoint_id == door.endpoint_id, duty.c.kind == "walk")
+        .where(duty.c.next_ms > now_ms())
+        .values(next_ms=now_ms())
+    )
+    return ((outbox.put(connection, "walk"), "walk"),)
+
+
+def want_reading(
+    database: Database, connection: sa.Connection, door: Door, event: NoteEvent
+) -> WakeUps:
+    """Order a row to be read; many events of one row before that are one reading."""
+    changed = sorted(event.changed) if event.changed is not None else None
+    insert = database.insert(reading).values(
+        id=ids.ulid(),
+        endpoint_id=door.endpoint_id,
+        ref_container=event.ref.container,
+        ref_table=event.ref.table,
+        ref_key=event.ref.key,
+        changed=changed,
+        next_ms=now_ms(),
+        created_ms=now_ms(),
+    )
+    connection.execute(
+        insert.on_conflict_do_update(
+            index_elements=["endpoint_id", "ref_container", "ref_table", "ref_key"],
+            # two bursts of changes: whatever they were, one of them may matter
+            set_={"wanted": reading.c.wanted + 1, "changed": sa.null(), "next_ms": now_ms()},
+        )
+    )
+    return ((outbox.put(connection, "read"), "read"),)
+
+
+def keep_dead(database: Database, door: Door, *, body_digest: str, error: str) -> None:
+    """Remember an authentic message that could not be understood; trying again would not help."""
+    with database.write() as connection:
+        connection.execute(
+            database.insert(delivery)
+            .values(
+                id=ids.ulid(),
+                tenant_id=door.tenant_id,
+                endpoint_id=door.endpoint_id,
+                delivery_key=f"dead/{body_digest}",
+                body_digest=body_digest,
+                received_ms=now_ms(),
+                error=error[:500],
+            )
+            .on_conflict_do_update(
+                index_elements=["endpoint_id", "delivery_key"],
+                set_={"repeats": delivery.c.repeats + 1, "last_repeat_ms": now_ms()},
+            )
+        )
 
 
 def create_episode(
@@ -159,6 +439,8 @@ def create_episode(
     title: str = "",
     text_chars: int = 0,
     take: int = 1,
+    refused: str = "",
+    asked_by: str | None = None,
 ) -> Taken:
     """Insert an episode with its listener link and wake-up into an open transaction.
 
@@ -166,6 +448,7 @@ def create_episode(
         notes: (note id, revision) in speaking order.
         content: the note where it is known; None leaves the episode `received` until it was read.
         batch_run_id: makes it batch work, behind everybody who waits.
+        refused: reason code; the episode is dead from the beginning, and a person may revive it.
     """
     queue = BATCH if batch_run_id else REALTIME
     is_known = content is not None or batch_run_id is not None
@@ -176,7 +459,9 @@ def create_episode(
     fair_at = connection.execute(
         _TAKE_TURN, {"team": door.tenant_id, "cost": estimated * 100}
     ).scalar_one()
-    state = "queued" if is_known else "received"
+    at = content.schedule if content is not None else None
+    is_early = at is not None and at > now
+    state = "dead" if refused else "waiting" if is_early else "queued" if is_known else "received"
     connection.execute(
         _INSERT_EPISODE,
         {
@@ -190,10 +475,14 @@ def create_episode(
             "title": (title or (content.title if content else ""))[:400],
             "lang": (content.lang if content and content.lang != "auto" else "")[:8],
             "wishes": {"casting": dict(casting)},
+            "asked_by": asked_by,
             "queue": queue,
             "priority": _PRIORITY[queue],
             "fair_at_ms": fair_at,
             "state": state,
+            "next_ms": round(at.timestamp() * 1000) if state == "waiting" and at else None,
+            "error_code": refused or None,
+            "error": reason(refused, "en")[:500] if refused else None,
             "estimated_ms": estimated,
             "text_chars": chars,
             "day": now.strftime("%Y-%m-%d"),
@@ -209,9 +498,9 @@ def create_episode(
     )
     leases.log_states(connection, [(episode_id, 0)], state, actor="intake")
     url = links.create(connection, episode_id=episode_id, key=key)
-    topic = queue if is_known else "read"
-    wake_up = (outbox.put(connection, topic), topic)
-    return Taken(Accepted(key, status_of(state), url), episode_id, (wake_up,))
+    topic = {"queued": queue, "received": "read"}.get(state)
+    wake_ups = ((outbox.put(connection, topic), topic),) if topic else ()
+    return Taken(Accepted(key, status_of(state), url), episode_id, wake_ups)
 
 
 _TAKE_TURN = (
@@ -278,29 +567,32 @@ def _accepted_before(
     ).first()
     if found is None:
         return Accepted("", "kept", "", duplicate=True)
-    link = connection.execute(
-        sa.select(listen_link).where(
-            listen_link.c.episode_id == found.id, listen_link.c.role == "listener"
-        )
-    ).first()
-    url = links.url(link, found.key) if link is not None else ""
+    url = _link_of(connection, links, found)
     return Accepted(found.key, status_of(found.state), url, duplicate=True)
 
 
+def _link_of(connection: sa.Connection, links: Links, row: Any) -> str:
+    link = connection.execute(
+        sa.select(listen_link).where(
+            listen_link.c.episode_id == row.id, listen_link.c.role == "listener"
+        )
+    ).first()
+    return links.url(link, row.key) if link is not None else ""
+
+
 def _keep_note(
-    database: Database, connection: sa.Connection, door: Door, event: NoteEvent
+    database: Database, connection: sa.Connection, door: Door, ref: NoteRef, content: Note | None
 ) -> tuple[str, int]:
     """Insert the note, or the newer revision of the same row; (id, revision)."""
-    content = event.note
     row = connection.execute(
         database.once(_upsert_note),
         {
             "id": ids.ulid(),
             "tenant_id": door.tenant_id,
             "endpoint_id": door.endpoint_id,
-            "ref_container": event.ref.container,
-            "ref_table": event.ref.table,
-            "ref_key": event.ref.key or None,
+            "ref_container": ref.container,
+            "ref_table": ref.table,
+            "ref_key": ref.key or None,
             "fingerprint": content.fingerprint if content else "",
             "title": (content.title if content else "")[:400],
             "content": note_to_json(content) if content else None,
@@ -322,18 +614,26 @@ def _upsert_note(database: Database) -> sa.Executable:
     ).returning(note.c.id, note.c.revision)
 
 
-def _cancel_row(
-    connection: sa.Connection, door: Door, event: NoteEvent
-) -> tuple[tuple[str, int], ...]:
-    note_id = connection.execute(
-        sa.select(note.c.id).where(
-            note.c.endpoint_id == door.endpoint_id,
-            note.c.ref_container == event.ref.container,
-            note.c.ref_table == event.ref.table,
-            note.c.ref_key == event.ref.key,
+def row_gone(connection: sa.Connection, door: Door, ref: NoteRef) -> tuple[tuple[str, int], ...]:
+    """A deleted row ends what has not begun; what is being heard goes on."""
+    connection.execute(
+        reading.delete().where(
+            reading.c.endpoint_id == door.endpoint_id,
+            reading.c.ref_container == ref.container,
+            reading.c.ref_table == ref.table,
+            reading.c.ref_key == ref.key,
         )
-    ).scalar()
-    return _cancel_older(connection, note_id) if note_id else ()
+    )
+    note_id = connection.execute(sa.select(note.c.id).where(_of_row(door, ref))).scalar()
+    if note_id is None:
+        return ()
+    of_note = sa.select(episode_note.c.episode_id).where(episode_note.c.note_id == note_id)
+    unstarted = sa.and_(
+        episode.c.id.in_(of_note),
+        episode.c.batch_run_id.is_(None),
+        episode.c.state.not_in(LEASED),
+    )
+    return cancel(connection, unstarted, actor="intake", reason="row deleted")
 
 
 def _cancel_older(connection: sa.Connection, note_id: str) -> tuple[tuple[str, int], ...]:

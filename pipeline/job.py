@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -13,13 +13,15 @@ import sqlalchemy as sa
 from connectors.base import NoteRef
 from engine.base import Plan, SpeechRequest
 from pipeline.audio import AUDIO_PROFILE
-from pipeline.errors import LostLease
+from pipeline.control import Command, Effect, Wishes, commands_of, fold, voice_of
+from pipeline.errors import LostLease, Refused
 from pipeline.models import LEASED, endpoint, episode, episode_note, note
 from pipeline.notes import note_from_json
 from pipeline.script import Script, cast, compose, merge, to_request
 from pipeline.speaker import Held
 
 if TYPE_CHECKING:
+    from engine.engine import Engine
     from pipeline.services import Services
 
 S = TypeVar("S", sa.Update, sa.Select[Any])
@@ -32,17 +34,27 @@ class Job:
     Attributes:
         row: the episode.
         endpoint: name of the endpoint its notes came through.
+        casting: speaker -> voice, as the script has it.
+        duration: the note's rule for its length.
         request: what the engine is asked for.
         spec_hash: same hash, same sound.
+        wishes: what was ordered while it was spoken.
+        revisions: the orders that made them, as far as they decide the sound.
+        remarks: the engine's about sentences it spoke in this attempt, by their number.
     """
 
     row: Mapping[str, Any]
     endpoint: str
     refs: tuple[NoteRef, ...]
     script: Script
+    casting: Mapping[str, str]
+    duration: str
     request: SpeechRequest
     plan: Plan
     spec_hash: str
+    wishes: Wishes = field(default_factory=Wishes)
+    revisions: tuple[dict[str, Any], ...] = ()
+    remarks: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -53,7 +65,10 @@ class Job:
         """The script as the episode keeps it, with what people should know about its speech."""
         remarks = {
             "degraded": list(self.plan.degraded),
-            "warnings": list(self.plan.warnings),
+            "warnings": [
+                *self.plan.warnings,
+                *(one for _, said in sorted(self.remarks.items()) for one in said),
+            ],
             "skipped": [asdict(one) for one in self.script.skipped],
         }
         return self.script.to_dict() | {"remarks": remarks}
@@ -70,6 +85,7 @@ def prepare(services: Services, held: Held) -> Job:
         row = connection.execute(_EPISODE, owner(held)).mappings().first()
         if row is None:
             raise LostLease("claimed, but not ours when it was read")
+        commands = commands_of(connection, row["id"]) if row["command_head"] else []
         found = connection.execute(_NOTES, {"of_episode": row["id"]}).mappings().all()
         door = connection.execute(_DOOR, {"door_id": row["endpoint_id"]}).scalar_one()
     notes = [note_from_json(one["content"]) for one in found if one["content"] is not None]
@@ -83,21 +99,100 @@ def prepare(services: Services, held: Held) -> Job:
         script, services.engine.voices(), row["wishes"]["casting"], services.narrator(script.lang)
     )
     duration = notes[0].duration if len(notes) == 1 else ""
-    request = to_request(script, casting, live=True, duration=duration)
-    plan = services.engine.plan(request)
     refs = tuple(
         NoteRef(door, one["ref_container"], one["ref_table"], one["ref_key"])
         for one in found
         if one["ref_key"]
     )
+    held.deliver([one for one in commands if one.effect is None], head=row["command_head"])
+    followed = [one for one in commands if one.effect is not None]
+    revisions = tuple(_revision(one, one.effect) for one in followed if _revises(one))
+    wishes = fold(followed)
+    request = _request(script, casting, duration, wishes)
     return Job(
-        dict(row), door, refs, script, request, plan, _spec_hash(request, info.name, info.build)
+        dict(row),
+        door,
+        refs,
+        script,
+        casting,
+        duration,
+        request,
+        services.engine.plan(request),
+        _spec_hash(request, info.name, info.build, revisions),
+        wishes,
+        revisions,
     )
 
 
-def _spec_hash(request: SpeechRequest, engine: str, build: str) -> str:
+def revise(engine: Engine, job: Job, command: Command, effect: Effect) -> Job:
+    """The job once an order has taken effect; its sentences keep their numbers.
+
+    Raises:
+        BadRequest: the voice cannot do it (no such voice, ...).
+        Refused: nobody of that name speaks, or the text would be cut into other sentences.
+    """
+    wishes = job.wishes.after(command.wish, effect)
+    if command.wish.op == "voice" and effect["speaker"] not in job.casting:
+        raise Refused(f"nobody called {effect['speaker']!r} speaks here")
+    request = _request(job.script, job.casting, job.duration, wishes)
+    plan = engine.plan(request)
+    if [one.text for one in plan.sentences] != [one.text for one in job.plan.sentences]:
+        raise Refused(
+            f"{_named(command)} would cut the text into other sentences; stop and begin anew"
+        )
+    info = engine.info()
+    revisions = (*job.revisions, _revision(command, effect))
+    spec_hash = _spec_hash(request, info.name, info.build, revisions)
+    return replace(
+        job, request=request, plan=plan, spec_hash=spec_hash, wishes=wishes, revisions=revisions
+    )
+
+
+def speaker_of(job: Job, seg: int) -> str:
+    """Who says a sentence."""
+    turn = job.plan.sentences[seg].turn
+    return list(job.script.segments())[turn].speaker
+
+
+def _request(
+    script: Script, casting: Mapping[str, str], duration: str, wishes: Wishes
+) -> SpeechRequest:
+    if wishes.speed is not None:
+        duration = f"speed:{wishes.speed:.4f}"
+    request = to_request(script, {**casting, **wishes.voices}, live=True, duration=duration)
+    if wishes.emotion is None:
+        return request
+    turns = (
+        replace(turn, controls=replace(turn.controls, emotion=wishes.emotion))
+        for turn in request.turns
+    )
+    return replace(request, turns=tuple(turns))
+
+
+_DECISIVE = ("from", "seg", "speaker")
+
+
+def _named(command: Command) -> str:
+    wish = command.wish
+    return f"{wish.op} {voice_of(wish) if wish.op == 'voice' else wish.value}"
+
+
+def _revises(command: Command) -> bool:
+    return command.effect is not None and "from" in command.effect
+
+
+def _revision(command: Command, effect: Effect | None) -> dict[str, Any]:
+    """What of an order decides the sound."""
+    assert effect is not None
+    revision: dict[str, Any] = {"op": command.wish.op, "value": command.wish.value}
+    return revision | {name: effect[name] for name in _DECISIVE if name in effect}
+
+
+def _spec_hash(
+    request: SpeechRequest, engine: str, build: str, revisions: tuple[dict[str, Any], ...]
+) -> str:
     """SHA-256 over everything that decides the sound of a recording."""
-    spec = {
+    spec: dict[str, Any] = {
         "turns": [asdict(turn) for turn in request.turns],
         "target_s": request.target_s,
         "seed": request.seed,
@@ -105,6 +200,8 @@ def _spec_hash(request: SpeechRequest, engine: str, build: str) -> str:
         "build": build,
         "audio": AUDIO_PROFILE,
     }
+    if revisions:
+        spec["revisions"] = revisions
     text = json.dumps(spec, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -89,7 +89,11 @@ def has_due(database: Database, queues: Collection[str]) -> bool:
 
 _DUE = (
     sa.select(episode.c.id)
-    .where(episode.c.state == "queued", episode.c.queue.in_(sa.bindparam("queues", expanding=True)))
+    .where(
+        episode.c.state == "queued",
+        episode.c.wanted == "run",
+        episode.c.queue.in_(sa.bindparam("queues", expanding=True)),
+    )
     .limit(1)
 )
 
@@ -136,7 +140,11 @@ def claim(
 def _claim_best(database: Database) -> sa.Executable:
     best = (
         sa.select(episode.c.id)
-        .where(episode.c.queue == sa.bindparam("from_queue"), episode.c.state == "queued")
+        .where(
+            episode.c.queue == sa.bindparam("from_queue"),
+            episode.c.state == "queued",
+            episode.c.wanted == "run",
+        )
         .order_by(episode.c.priority, episode.c.fair_at_ms, episode.c.id)
         .limit(sa.bindparam("at_most", type_=sa.Integer))
     )
@@ -169,10 +177,22 @@ _TOOK = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What a renewal says about an episode.
+
+    Attributes:
+        command_head: number of the last order, in case its signal was lost.
+    """
+
+    fence: int
+    command_head: int
+
+
 def renew(
     database: Database, worker_id: str, held: Collection[str], *, lease_ms: int
-) -> dict[str, int]:
-    """Prolong what this worker works on; returns episode id -> fence of what it still owns.
+) -> dict[str, Renewed]:
+    """Prolong what this worker works on; returns what it still owns, by episode id.
 
     Only episodes among `held` are prolonged: one whose conductor broke off must run out.
     """
@@ -185,10 +205,10 @@ def renew(
                 episode.c.id.in_(held),
             )
             .values(lease_until_ms=now_ms() + lease_ms)
-            .returning(episode.c.id, episode.c.fence)
+            .returning(episode.c.id, episode.c.fence, episode.c.command_head)
         ).all()
         connection.execute(worker.update().where(worker.c.id == worker_id).values(seen_ms=now_ms()))
-    return {row.id: row.fence for row in kept}
+    return {row.id: Renewed(row.fence, row.command_head) for row in kept}
 
 
 def reap(database: Database, *, on_dead: OnDead) -> list[Freed]:

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from pipeline import ids
 from pipeline.database import Database, affected, now_ms
-from pipeline.models import listen_link
+from pipeline.errors import NotFound
+from pipeline.models import episode, listen_link
 from streaming.links import LinkStatus, listen_url
 from streaming.tokens import Grant, KeyRing, Role
 
@@ -79,6 +80,34 @@ class Links:
         )
 
         return f"{self._base_url}/episodes/{key}.{extension}?ticket={self.ring.sign(grant)}"
+
+
+def owner_url(database: Database, links: Links, key: str) -> str:
+    """The link of an episode's owner; made when it is asked for first, the same ever after.
+
+    Raises:
+        NotFound: there is no such episode.
+    """
+    with database.write() as connection:
+        row = connection.execute(
+            sa.select(episode.c.id).where(episode.c.key == key).with_for_update()
+        ).first()
+        if row is None:
+            raise NotFound(f"there is no episode {key}")
+        found = connection.execute(
+            sa.select(listen_link)
+            .where(
+                listen_link.c.episode_id == row.id,
+                listen_link.c.role == "owner",
+                listen_link.c.revoked_ms.is_(None),
+                listen_link.c.expires_ms > now_ms(),
+            )
+            .order_by(listen_link.c.id)
+            .limit(1)
+        ).first()
+        if found is not None:
+            return links.url(found, key)
+        return links.create(connection, episode_id=row.id, key=key, role="owner")
 
 
 def status(database: Database, link_id: str) -> LinkStatus | None:

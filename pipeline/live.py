@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import math
 import time
 
 import sqlalchemy as sa
 
 from pipeline import links
+from pipeline.desk import KEY_LINK, LiveDesk, account, key_status
 from pipeline.episode_view import queue_position
 from pipeline.errors import DatabaseUnavailable
 from pipeline.intake import status_of
 from pipeline.models import episode
 from pipeline.services import Services
-from streaming.links import LinkBook
+from pipeline.settings import Settings
+from streaming.limits import Limits, Rate
+from streaming.links import LinkBook, LinkStatus
+from streaming.redis_limits import RedisLedger
 from streaming.server import Gateway, SessionInfo
+from streaming.tokens import Grant
 
 
 def make_gateway(services: Services) -> Gateway:
     """The gateway of one process; `services` must outlive it."""
-    book = LinkBook(services.links.ring, lambda link_id: links.status(services.database, link_id))
+
+    def status(link: str) -> LinkStatus | None:
+        look = key_status if link.startswith(KEY_LINK) else links.status
+        return look(services.database, link)
+
+    def account_of(key: str) -> Grant:
+        return account(services.database, hashlib.sha256(key.encode()).hexdigest())
+
+    book = LinkBook(services.links.ring, status, accounts=account_of)
 
     async def session_info(key: str) -> SessionInfo | None:
         return await asyncio.to_thread(_session_info, services, key)
@@ -29,6 +44,31 @@ def make_gateway(services: Services) -> Gateway:
         book,
         session_info=session_info,
         origins=services.settings.allowed_origins,
+        desk=LiveDesk(services),
+        offer_after_s=services.settings.say_offer_s,
+        goaway_ms=math.ceil(services.settings.goaway_spread_s * 1000),
+        limits=limits_of(services.settings),
+        ledger=RedisLedger(services.redis_url),
+        trusted_proxies=services.settings.trusted_proxies,
+        on_security=services.security_log.note,
+    )
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What the settings allow one listener."""
+    return Limits(
+        per_user=settings.connections_per_user,
+        per_link=settings.connections_per_link,
+        per_address=settings.connections_per_address,
+        connections=settings.connections_per_process,
+        streams=settings.sessions_per_connection,
+        messages=Rate(settings.messages_per_s, settings.message_burst),
+        controls=Rate(settings.connection_orders_per_s, settings.connection_orders_per_s),
+        session_controls=Rate(settings.orders_per_s, settings.order_burst),
+        egress=Rate(settings.listener_bytes_per_s, settings.listener_burst_bytes),
+        user_egress=Rate(settings.user_bytes_per_s, settings.user_bytes_per_s),
+        hello_s=settings.hello_timeout_s,
+        idle_s=settings.idle_timeout_s,
     )
 
 

@@ -1,14 +1,20 @@
 """The tables. What each is for, in the order a note meets them.
 
 tenant, api_key, endpoint     who may send, and through which door
+endpoint_secret               when each secret last proved something; pending ones, sealed
+duty                          an endpoint's walk over its rows, and its subscription's upkeep
+alarm                         what of an endpoint needs a person, until it works again
 delivery                      one accepted message; UNIQUE (endpoint, delivery_key) is the dedupe
+reading                       rows that thin events named, to be read; a burst is one row
 note                          one row of somebody's table, in its newest revision
 episode                       one recording being made: state, lease, fence
 attempt, episode_log          who tried, and every change of state
 segment                       a sentence whose sound is stored
+command                       what somebody ordered while an episode is spoken, and what came of it
 recording                     finished objects, shared by episodes that sound the same
 listen_link                   live links and their revocation
-effect                        what leaves the house (row write-back), with lease and retry
+effect                        what leaves the house (row, card, event), with lease and retry
+budget                        how often tools may be called, over all workers
 outbox                        wake-ups that must not be forgotten
 worker                        process incarnations that hold leases
 schedule, batch_run, batch_item   batch runs; UNIQUE (schedule, fire time)
@@ -36,6 +42,7 @@ metadata = sa.MetaData(
 
 EPISODE_STATES = (
     "received",  # durable; its note must still be read from the tool
+    "waiting",  # for the time its row names
     "queued",  # due; any worker may claim
     "synthesising",  # a worker speaks
     "encoding",  # all sound is durable, recordings are being made
@@ -47,8 +54,10 @@ EPISODE_STATES = (
     "cancelled",
 )
 LEASED = ("synthesising", "encoding")
-OPEN = ("received", "queued", "synthesising", "encoding", "failed")
+OPEN = ("received", "waiting", "queued", "synthesising", "encoding", "failed")
 QUEUES = ("realtime", "batch", "quarantine")
+WANTED = ("run", "pause")  # the owner's will; whether an episode may be claimed
+OPS = ("pause", "resume", "speed", "emotion", "voice", "skip", "stop")
 EFFECT_STATES = ("due", "running", "done", "failed", "uncertain", "dead", "dropped")
 
 Json = sa.JSON().with_variant(JSONB(), "postgresql")
@@ -106,7 +115,54 @@ endpoint = sa.Table(
     sa.Column("connector", sa.String(24), nullable=False),
     sa.Column("name", sa.String(80), nullable=False),
     _ms("created_ms", nullable=False),
+    _ms("heard_ms"),  # the last authentic hook
     sa.UniqueConstraint("tenant_id", "name"),
+)
+
+endpoint_secret = sa.Table(
+    "endpoint_secret",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    _ref("endpoint_id", "endpoint.id"),
+    sa.Column("label", sa.String(8), nullable=False),
+    sa.Column("state", sa.String(8), nullable=False),
+    sa.Column("sealed", sa.Text),  # NULL for those that connectors.toml refers to
+    _ms("created_ms", nullable=False),
+    _ms("verified_ms"),
+    sa.UniqueConstraint("endpoint_id", "label"),
+    _one_of("state", ("pending", "active")),
+)
+
+duty = sa.Table(
+    "duty",
+    metadata,
+    sa.Column("endpoint_id", Id, sa.ForeignKey("endpoint.id"), primary_key=True),
+    sa.Column("kind", sa.String(8), primary_key=True),
+    sa.Column("state", Json),  # a walk's cursor; what upkeep remembers, its secrets sealed
+    sa.Column("config_digest", sa.String(64), nullable=False, server_default=""),
+    _ms("next_ms", nullable=False),
+    _ms("lease_until_ms", nullable=False, server_default="0"),
+    sa.Column("fence", sa.BigInteger, nullable=False, server_default="0"),
+    _count("tries"),
+    _count("found"),
+    _ms("begun_ms"),
+    _ms("done_ms"),
+    sa.Column("error", sa.String(500)),
+    _one_of("kind", ("walk", "upkeep")),
+    sa.Index(None, "next_ms"),
+)
+
+alarm = sa.Table(
+    "alarm",
+    metadata,
+    sa.Column("endpoint_id", Id, sa.ForeignKey("endpoint.id"), primary_key=True),
+    sa.Column("kind", sa.String(12), primary_key=True),
+    sa.Column("about", sa.String(64), primary_key=True, server_default=""),
+    sa.Column("message", sa.String(500), nullable=False),
+    _ms("first_ms", nullable=False),
+    _ms("last_ms", nullable=False),
+    sa.Column("times", sa.Integer, nullable=False, server_default="1"),
+    _one_of("kind", ("walk", "upkeep", "events", "columns")),
 )
 
 delivery = sa.Table(
@@ -120,8 +176,29 @@ delivery = sa.Table(
     _ms("received_ms", nullable=False),
     _count("repeats"),
     _ms("last_repeat_ms"),
+    sa.Column("error", sa.String(500)),  # why an authentic message could not be understood
     sa.UniqueConstraint("endpoint_id", "delivery_key"),
     sa.Index(None, "tenant_id", "received_ms"),
+)
+
+reading = sa.Table(
+    "reading",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    _ref("endpoint_id", "endpoint.id"),
+    sa.Column("ref_container", sa.String(200), nullable=False, server_default=""),
+    sa.Column("ref_table", sa.String(200), nullable=False, server_default=""),
+    sa.Column("ref_key", sa.String(200), nullable=False),
+    sa.Column("changed", Json),  # columns, NULL when the tool did not say
+    sa.Column("wanted", sa.Integer, nullable=False, server_default="1"),
+    _count("tries"),
+    _ms("next_ms"),  # NULL: nobody tries any more
+    _ms("lease_until_ms", nullable=False, server_default="0"),
+    _ms("created_ms", nullable=False),
+    sa.Column("error_code", sa.String(32)),
+    sa.Column("error", sa.String(500)),
+    sa.UniqueConstraint("endpoint_id", "ref_container", "ref_table", "ref_key"),
+    sa.Index(None, "next_ms"),
 )
 
 note = sa.Table(
@@ -172,6 +249,9 @@ episode = sa.Table(
     _ms("fair_at_ms", nullable=False),
     sa.Column("state", sa.String(14), nullable=False),
     _ms("state_ms", nullable=False),
+    sa.Column("wanted", sa.String(8), nullable=False, server_default="run"),
+    _count("command_head"),  # number of the last command
+    sa.Column("asked_by", sa.String(80)),  # who asked for it with `say`
     _ms("next_ms"),
     _ms("estimated_ms", nullable=False),
     sa.Column("text_chars", sa.Integer, nullable=False),
@@ -196,6 +276,14 @@ episode = sa.Table(
     sa.UniqueConstraint("delivery_id", "take"),
     _one_of("state", EPISODE_STATES),
     _one_of("queue", QUEUES),
+    _one_of("wanted", WANTED),
+    sa.Index(
+        "ix_episode_asked_by",
+        "asked_by",
+        "state",
+        sqlite_where=sa.text("asked_by IS NOT NULL"),
+        postgresql_where=sa.text("asked_by IS NOT NULL"),
+    ),
     sa.Index(
         "ix_episode_claim",
         "queue",
@@ -214,8 +302,8 @@ episode = sa.Table(
     sa.Index(
         "ix_episode_next",
         "next_ms",
-        sqlite_where=sa.text("state = 'failed'"),
-        postgresql_where=sa.text("state = 'failed'"),
+        sqlite_where=sa.text("state IN ('failed', 'waiting')"),
+        postgresql_where=sa.text("state IN ('failed', 'waiting')"),
     ),
     sa.Index(None, "lease_owner"),
     sa.Index(None, "tenant_id", "day"),
@@ -244,7 +332,9 @@ attempt = sa.Table(
     _ms("ended_ms"),
     sa.Column("outcome", sa.String(12)),
     sa.Column("error_code", sa.String(32)),
-    _one_of("outcome", ("stored", "failed", "dead", "reaped", "handed_over", "cancelled")),
+    _one_of(
+        "outcome", ("stored", "failed", "dead", "reaped", "handed_over", "paused", "cancelled")
+    ),
 )
 
 episode_log = sa.Table(
@@ -273,6 +363,26 @@ segment = sa.Table(
     _ms("pause_ms", nullable=False),
     sa.Column("words", Json, nullable=False),
     _ms("committed_ms", nullable=False),
+)
+
+command = sa.Table(
+    "command",
+    metadata,
+    sa.Column("episode_id", Id, sa.ForeignKey("episode.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),  # in the order given, from 1
+    sa.Column("op", sa.String(8), nullable=False),
+    sa.Column("value", Json),
+    sa.Column("at", sa.String(8), nullable=False),
+    _ms("play_ms"),
+    sa.Column("actor", sa.String(80), nullable=False),
+    sa.Column("role", sa.String(10), nullable=False),
+    sa.Column("order_key", sa.String(200), nullable=False),
+    _ms("received_ms", nullable=False),
+    _ms("applied_ms"),
+    sa.Column("applied_fence", sa.BigInteger),
+    sa.Column("effect", Json),  # where it took effect, or code and message of why it did not
+    sa.UniqueConstraint("episode_id", "order_key"),
+    _one_of("op", OPS),
 )
 
 recording = sa.Table(
@@ -320,7 +430,7 @@ effect = sa.Table(
     _ref("tenant_id", "tenant.id"),
     _ref("episode_id", "episode.id"),
     sa.Column("kind", sa.String(12), nullable=False),
-    sa.Column("lane", sa.String(300), nullable=False),  # effects of one lane never run side by side
+    sa.Column("lane", sa.String(300)),  # effects of one lane keep their order; NULL has none
     sa.Column("effect_key", sa.String(200), nullable=False, unique=True),
     sa.Column("body", Json, nullable=False),
     sa.Column("policy", sa.String(8), nullable=False),
@@ -334,7 +444,7 @@ effect = sa.Table(
     sa.Column("error_code", sa.String(32)),
     sa.Column("error", sa.String(500)),
     _ms("done_ms"),
-    _one_of("kind", ("write_back",)),
+    _one_of("kind", ("write_back", "card", "event")),
     _one_of("policy", ("repeat", "keyed", "once")),
     _one_of("state", EFFECT_STATES),
     sa.Index(
@@ -343,8 +453,22 @@ effect = sa.Table(
         sqlite_where=sa.text("state IN ('due', 'failed')"),
         postgresql_where=sa.text("state IN ('due', 'failed')"),
     ),
-    sa.Index(None, "lane", "state"),
+    sa.Index(
+        "ix_effect_lane",
+        "lane",
+        "id",
+        sqlite_where=sa.text("state IN ('due', 'failed', 'running')"),
+        postgresql_where=sa.text("state IN ('due', 'failed', 'running')"),
+    ),
     sa.Index(None, "episode_id"),
+)
+
+budget = sa.Table(
+    "budget",
+    metadata,
+    sa.Column("name", sa.String(300), primary_key=True),
+    _ms("next_us", nullable=False, server_default="0"),  # when the bucket is full again, in µs
+    _ms("hold_ms", nullable=False, server_default="0"),  # no call before: the tool's own wish
 )
 
 outbox = sa.Table(
@@ -355,7 +479,7 @@ outbox = sa.Table(
     _ms("created_ms", nullable=False),
     _ms("due_ms", nullable=False),
     _ms("claimed_until_ms", nullable=False, server_default="0"),
-    _one_of("topic", (*QUEUES, "effect", "read", "expand")),
+    _one_of("topic", (*QUEUES, "effect", "read", "walk", "expand")),
     sa.Index(None, "due_ms", "id"),
 )
 

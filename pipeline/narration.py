@@ -21,7 +21,8 @@ from pipeline.errors import LostLease
 from pipeline.speaker import Held
 from streaming.chunk_log import ChunkLog
 from streaming.errors import Fenced, LogLost, LogUnavailable, SessionExists
-from streaming.session import LiveSession, Quality
+from streaming.frames import TICKS_PER_MS
+from streaming.session import Actor, CutWhy, LiveSession, Quality, State
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +116,36 @@ class Broadcast:
         elif not self._is_over:
             self.cut(first_seg)
 
-    def cut(self, from_seg: int) -> None:
-        """Void what was published from this sentence on; it is spoken again."""
+    @property
+    def starts(self) -> dict[int, int]:
+        """When each sentence begins that listeners have or will get, in ms; for any thread."""
+        found = self._session.segments.copy()
+        return {seg: place.pts // TICKS_PER_MS for seg, place in found.items()}
+
+    @property
+    def dur_ms(self) -> int:
+        """Length of what listeners have or will get."""
+        return self._session.dur_ms
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is spoken in."""
+        return self._session.epoch
+
+    def has_begun(self, seg: int) -> bool:
+        """Do listeners have something of this sentence, or of a later one?"""
+        return not self._is_over and any(one >= seg for one in self.starts)
+
+    def cut(self, from_seg: int, why: CutWhy = "retry") -> None:
+        """Void what was published from this sentence on, and begin a new epoch."""
         self._live = LiveEncoder(self._encoder)
         self._recent.clear()
-        self._unless_lost(lambda: self._session.cut(from_seg, "retry"))
+        self._unless_lost(lambda: self._session.cut(from_seg, why))
+
+    def state(self, state: State, by: Actor) -> None:
+        """Tell listeners that the speech pauses or goes on, and who wanted it."""
+        if not self._is_over:
+            self._unless_lost(lambda: self._session.state(state, by))
 
     def chunk(self, chunk: AudioChunk, text: str) -> None:
         """Publish a chunk that the engine has just given; `text` is its sentence."""
@@ -146,10 +172,11 @@ class Broadcast:
 
     def _open(self) -> LiveSession:
         fence = self._held.claim.fence
-        try:
-            return LiveSession.take_over(self._chunks, self._key, fence, meta=self._meta)
-        except LogLost:
-            pass
+        if fence > 1:  # the first owner finds no log
+            try:
+                return LiveSession.take_over(self._chunks, self._key, fence, meta=self._meta)
+            except LogLost:
+                pass
         try:
             # after the first claim listeners may have heard something that is lost now
             session = LiveSession.create(
@@ -162,12 +189,19 @@ class Broadcast:
 
     def _publish(self, chunk: AudioChunk, text: str) -> None:
         emit_ms = int(time.time() * 1000)
+        words = None
         if chunk.first:
-            self._announce(chunk.seg, text, chunk.pause_ms, words_of(chunk), chunk.quality)
-        self._frames(chunk, emit_ms)
+            words = self._announce(chunk.seg, text, chunk.pause_ms, words_of(chunk), chunk.quality)
+        self._frames(chunk, emit_ms, words)
 
-    def _frames(self, chunk: AudioChunk, emit_ms: int | None = None) -> None:
-        # A chunk may be a whole sentence: its first frame leaves before the rest is encoded.
+    def _frames(
+        self,
+        chunk: AudioChunk,
+        emit_ms: int | None = None,
+        words: Callable[[], object] | None = None,
+    ) -> None:
+        # A chunk may be a whole sentence: its first frame leaves before the rest is encoded, and
+        # before its words, which somebody must be hearing to follow.
         for piece in split_chunks(chunk, FRAME_SAMPLES):
             for frame in self._live.push(piece.pcm, first=piece.first, last=piece.last):
                 self._patiently(
@@ -182,15 +216,20 @@ class Broadcast:
                     )
                 )
                 self.first_audio_ms = self.first_audio_ms or self._held.now_ms()
+                if words is not None:
+                    self._patiently(words)
+                    words = None
 
     def _announce(
         self, seg: int, text: str, pause_ms: int, words: list[Word], quality: Quality
-    ) -> None:
+    ) -> Callable[[], object] | None:
+        """Announce a sentence; gives what publishes its words, to be done behind a frame."""
         at_ms = self._session.dur_ms + pause_ms
         self._patiently(lambda: self._session.sentence(seg, text))
-        if words:
-            timed = [(str(word), at_ms + start, at_ms + end) for word, start, end in words]
-            self._patiently(lambda: self._session.words(seg, timed, quality))
+        if not words:
+            return None
+        timed = [(str(word), at_ms + start, at_ms + end) for word, start, end in words]
+        return lambda: self._session.words(seg, timed, quality)
 
     def _rebuild(self) -> None:
         log.warning("the live log was lost, building it again", extra={"episode": self._key})
@@ -207,8 +246,10 @@ class Broadcast:
         self._live = LiveEncoder(self._encoder)
         for spoken in self._earlier():
             pcm = spoken.load()
-            self._announce(spoken.seg, spoken.text, spoken.pause_ms, spoken.words, spoken.quality)
-            self._frames(AudioChunk(spoken.seg, pcm, first=True, last=True))
+            words = self._announce(
+                spoken.seg, spoken.text, spoken.pause_ms, spoken.words, spoken.quality
+            )
+            self._frames(AudioChunk(spoken.seg, pcm, first=True, last=True), words=words)
         for chunk, text in self._recent:
             self._publish(chunk, text)
 

@@ -26,4 +26,5 @@ def note_from_json(content: Mapping[str, Any]) -> Note:
     for name in ("schedule", "modified_at"):
         if values[name] is not None:
             values[name] = datetime.datetime.fromisoformat(values[name])
+    values["warnings"] = tuple(values.get("warnings", ()))
     return Note(**values)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,14 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engine.errors import EngineError
-from pipeline import effects, episode_view, intake, leases, migrate, outbox, schedule
+from pipeline import control, effects, episode_view, ids, leases, migrate, outbox, schedule
+from pipeline.audit import write_audit
 from pipeline.database import Database, now_ms, rows
 from pipeline.endpoints import BadEndpoints
-from pipeline.errors import Misconfigured, PipelineError, Refused
-from pipeline.models import api_key, audit, episode, segment
+from pipeline.errors import Ended, Misconfigured, PipelineError, Refused
+from pipeline.models import api_key, command, episode, segment
 from pipeline.services import Services, connectors_file, engine_options, make_engine
 from pipeline.settings import Settings
 from pipeline.voices import examine_release
+from pipeline.write_backs import queued
+from streaming.orders import Wish
 
 _POLL_S = 0.5
 
@@ -31,14 +33,21 @@ def stop_episode(services: Services, key: str, *, actor: str) -> bool:
     Raises:
         NotFound: there is no such episode.
     """
-    key = episode_view.show(services, key)["id"]
-    with services.database.write() as connection:
-        ended = intake.cancel(connection, episode.c.key == key, actor=actor[:40], reason="stopped")
-        if ended:
-            write_audit(connection, actor=actor, action="stop", about=key)
-    for one, fence in ended:
-        services.end_live(one, fence)
-    return bool(ended)
+    return give_order(services, key, Wish("stop"), actor=actor)
+
+
+def give_order(services: Services, key_or_id: str, wish: Wish, *, actor: str) -> bool:
+    """Order something by hand; False if the episode is over.
+
+    Raises:
+        NotFound: there is no such episode.
+    """
+    key = episode_view.show(services, key_or_id)["id"]
+    try:
+        control.order(services, key, wish, actor=actor, role="admin", order_key=ids.ulid())
+    except Ended:
+        return False
+    return True
 
 
 def revive(services: Services, key: str, *, actor: str, new_take: bool = False) -> None:
@@ -61,9 +70,11 @@ def revive(services: Services, key: str, *, actor: str, new_take: bool = False) 
                 state_ms=now_ms(),
                 queued_ms=now_ms(),
                 queue="realtime",
+                wanted="run",
                 take=episode.c.take + int(new_take),
                 segments_done=0 if new_take else episode.c.segments_done,
                 samples=0 if new_take else episode.c.samples,
+                spec_hash=None if new_take else episode.c.spec_hash,
                 fence=episode.c.fence + 1,
                 tries=0,
                 crash_count=0,
@@ -85,29 +96,18 @@ def revive(services: Services, key: str, *, actor: str, new_take: bool = False) 
         schedule.episode_ended(connection, row)
         if new_take:
             connection.execute(segment.delete().where(segment.c.episode_id == row.id))
+            # a new take is spoken as the note asks, not as somebody wished in the middle of the old
+            connection.execute(command.delete().where(command.c.episode_id == row.id))
         leases.log_states(
             connection, [(row.id, row.fence)], "queued", actor=actor[:40], reason="revived"
         )
         write_audit(connection, actor=actor, action="revive", about=found["id"])
-        wake_up = (outbox.put(connection, "realtime"), "realtime")
+        wake_ups = [
+            (outbox.put(connection, "realtime"), "realtime"),
+            *queued(services, connection, row.id),
+        ]
     services.forget_live(found["id"])
-    services.sender.committed([wake_up])
-
-
-def write_audit(
-    connection: sa.Connection,
-    *,
-    actor: str,
-    action: str,
-    about: str,
-    detail: Mapping[str, Any] | None = None,
-) -> None:
-    """Note who changed what by hand, in the commit that changes it."""
-    connection.execute(
-        audit.insert().values(
-            ms=now_ms(), actor=actor[:80], action=action, object=about[:80], detail=detail
-        )
-    )
+    services.sender.committed(wake_ups)
 
 
 def run_schedule(services: Services, name: str, *, console: Console, wait: bool) -> bool:

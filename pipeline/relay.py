@@ -65,8 +65,8 @@ def sweep(services: Services) -> None:
 
 
 def retry_failed(services: Services) -> int:
-    """Queue failed episodes whose time has come."""
-    due = sa.and_(episode.c.state == "failed", episode.c.next_ms <= now_ms())
+    """Queue episodes whose time has come: of another try, or the one their row names."""
+    due = sa.and_(episode.c.state.in_(("failed", "waiting")), episode.c.next_ms <= now_ms())
     with services.database.read() as connection:
         if connection.execute(sa.select(episode.c.id).where(due).limit(1)).first() is None:
             return 0

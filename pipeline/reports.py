@@ -41,6 +41,8 @@ _OPCODES_BETWEEN_LOOKS = 10_000
 _PRIVATE = {
     (models.api_key.name, "digest"),
     (models.effect.name, "body"),
+    (models.endpoint_secret.name, "sealed"),
+    (models.duty.name, "state"),
     (models.episode.name, "script"),
     (models.episode.name, "title"),
     (models.episode.name, "wishes"),
@@ -96,6 +98,7 @@ REPORTS: dict[str, Report] = {
     "failures_connector": Report(("-day", "endpoint", "error_code"), ("day", "tenant", "endpoint")),
     "stuck": Report(("-for_s",)),
     "dead": Report(("-died_at_ms",), ("day", "tenant", "endpoint")),
+    "alarms": Report(("-last_at_ms", "endpoint"), ("tenant", "endpoint")),
     "workers": Report(("seen_s_ago",)),
     "episode_path": Report(("at_ms", "step"), ("episode",)),
     "runs": Report(("-fired_at_ms",), ("tenant", "schedule")),

@@ -12,6 +12,8 @@ from pipeline.storage import StorageUnavailable
 
 DAY_MS = 86_400_000
 
+_FAREWELLS = ("410", "unsafe_address", "no_secret")
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -48,6 +50,12 @@ TOOL_AWAY = Rule(2_000, 900_000)
 STORE_AWAY = Rule(1_000, 300_000)
 UNKNOWN = Rule(5_000, 300_000, tries=3)
 
+KNOWN = (ConnectorError, EngineError, PipelineError)
+"""Errors that are raised on purpose: they say what happened."""
+
+# Waits after each failed delivery of an event: the example table of Standard Webhooks, 75.6 h.
+_EVENT_S = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
+
 
 def decide(
     error: Exception, *, tries: int, age_ms: int, within_ms: int = DAY_MS, attempts: int = 3
@@ -71,6 +79,20 @@ def decide(
     return Verdict(int(delay), code, message)
 
 
+def decide_event(error: Exception, *, tries: int) -> Verdict:
+    """Judge a failed delivery of an event: any refusal may pass, but "410 Gone" is final.
+
+    Args:
+        tries: how many tries have failed, this one included (1 or more).
+    """
+    code, message = _code(error), _message(error)
+    is_final = not isinstance(error, ConnectorError) or code in _FAREWELLS
+    if is_final or tries > len(_EVENT_S):
+        return Verdict(None, code, message)
+    jitter = random.uniform(1.0, 1.2)  # noqa: S311
+    return Verdict(int(_EVENT_S[tries - 1] * 1_000 * jitter), code, message)
+
+
 def _rule(error: Exception, attempts: int) -> Rule:
     if isinstance(error, StorageUnavailable):
         return STORE_AWAY
@@ -92,7 +114,7 @@ def _code(error: Exception) -> str:
 
 def _message(error: Exception) -> str:
     """Our own errors are written for people; a foreign one shows its kind, not its insides."""
-    if isinstance(error, (ConnectorError, EngineError, PipelineError)):
+    if isinstance(error, KNOWN):
         return str(error)[:500]
     if isinstance(error, StorageUnavailable):
         return str(error)[:500]

@@ -28,6 +28,7 @@ def run_web(settings: Settings) -> None:
 
     from pipeline.live import make_gateway
     from pipeline.web import make_web
+    from pipeline.web.http import Http
     from streaming.server import websocket_protocol
 
     services = Services(settings)
@@ -38,6 +39,7 @@ def run_web(settings: Settings) -> None:
             app,
             host=settings.host,
             port=settings.port,
+            http=Http,
             ws=cast(Any, websocket_protocol(gateway)),  # uvicorn calls it, a factory will do
             log_config=None,
             access_log=False,  # addresses may hold tickets
@@ -62,11 +64,24 @@ def run_stream(settings: Settings, *, host: str, port: int) -> None:
         stop = asyncio.Event()
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-        async with serve(host, port, gateway, reuse_port=True):
-            await stop.wait()
-        services.close()
+        try:
+            async with serve(host, port, gateway, reuse_port=True):
+                log.info("gateway ready", extra={"port": port})
+                await stop.wait()
+        finally:
+            services.close()
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(main())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The fast event loop, where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return cast(Callable[[], asyncio.AbstractEventLoop], uvloop.new_event_loop)
 
 
 def run_relay(settings: Settings) -> None:
@@ -85,7 +100,9 @@ def run_relay(settings: Settings) -> None:
 
 def run_speaker(settings: Settings) -> None:
     """Speak episodes, until SIGTERM."""
+    from pipeline.control import read_new
     from pipeline.episodes import produce
+    from pipeline.signals import ORDERS, WAKE
     from pipeline.speaker import Speaker
     from pipeline.tasks import SPEAK_QUEUES
 
@@ -96,8 +113,18 @@ def run_speaker(settings: Settings) -> None:
         engine.warm(settings.warm)
         info = engine.info()
         speaker = Speaker(
-            services.database, engine, partial(produce, services), settings, worker_id
+            services.database,
+            engine,
+            partial(produce, services),
+            settings,
+            worker_id,
+            read_orders=partial(read_new, services),
         )
+        services.signals.listen(
+            ORDERS,
+            lambda order: speaker.order_came(order["episode"], is_stop=order["op"] == "stop"),
+        )
+        services.signals.listen(WAKE, lambda _signal: speaker.wake())
         leases.announce(services.database, worker_id, "ready", engine=info.name, slots=info.slots)
         log.info("worker ready", extra={"engine": info.name, "slots": info.slots})
         speaker.start()

@@ -53,7 +53,7 @@ def say_to_file(
         engine.warm(sorted({sentence.lang for sentence in plan.sentences}))
         load_s = time.monotonic() - began
         began = time.monotonic()
-        pcm = _speak(engine, request, len(plan.sentences), show_progress=show_progress)
+        pcm, remarks = _speak(engine, request, len(plan.sentences), show_progress=show_progress)
         wall_s = time.monotonic() - began
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(_encoded(pcm, out.suffix))
@@ -68,20 +68,25 @@ def say_to_file(
         "notes": [
             *plan.warnings,
             *(f"{name}: the nearest this engine has was used" for name in plan.degraded),
+            *remarks,
         ],
     }
 
 
-def _speak(engine: Engine, request: SpeechRequest, sentences: int, *, show_progress: bool) -> Pcm:
+def _speak(
+    engine: Engine, request: SpeechRequest, sentences: int, *, show_progress: bool
+) -> tuple[Pcm, list[str]]:
     parts: list[Pcm] = []
+    remarks: list[str] = []
     columns = (TextColumn("speaking"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), transient=True, disable=not show_progress) as bar:
         task = bar.add_task("", total=sentences)
         for chunk in engine.speak(request):
             if chunk.kept:
                 parts.append(chunk.pcm)
+                remarks += chunk.remarks
                 bar.advance(task, int(chunk.last))
-    return np.concatenate(parts)
+    return np.concatenate(parts), remarks
 
 
 def _encoded(pcm: Pcm, ending: str) -> bytes:

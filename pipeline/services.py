@@ -6,6 +6,7 @@ framework.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -16,14 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from connectors.base import Connector
-from pipeline import intake, servers
+from connectors.errors import nearest
+from pipeline import intake, links, servers
 from pipeline.database import Database
+from pipeline.door import Doors
 from pipeline.errors import Misconfigured, NotFound
 from pipeline.links import Links
 from pipeline.outbox import Send, Sender
 from pipeline.settings import Settings, connectors_environment
+from pipeline.signals import RedisSignals, Signals
+from pipeline.vault import Vault
 from streaming.chunk_log import ChunkLog
-from streaming.errors import LogLost, StreamingError
+from streaming.errors import LedgerUnavailable, LogLost, StreamingError
+from streaming.limits import revocation
 from streaming.session import LiveSession
 from streaming.tokens import KeyRing
 
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from pipeline.audio import Encoder
     from pipeline.endpoints import Endpoint
+    from pipeline.security_log import SecurityLog
     from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -75,10 +82,9 @@ class Services:
 
     @cached_property
     def links(self) -> Links:
-        """Live links, signed with the key in the data directory."""
-        key = read_or_make_secret(self.settings.data / "link-key")
+        """Live links, signed with the keys in the data directory."""
         return Links(
-            KeyRing({"k1": key.encode()}, "k1"),
+            key_ring(self.settings.data),
             base_url=self.settings.effective_public_url,
             days=self.settings.link_days,
         )
@@ -122,6 +128,35 @@ class Services:
         return RedisLog(self.redis_url, keep_s=self.settings.keep_live_h * 3600)
 
     @cached_property
+    def signals(self) -> Signals:
+        """Hints between processes."""
+        return RedisSignals(self.redis_url)
+
+    @cached_property
+    def security_log(self) -> SecurityLog:
+        """Refused and ended connections, as audit rows."""
+        from pipeline.security_log import SecurityLog
+
+        return SecurityLog(self.database)
+
+    def revoke_link(self, link_id: str) -> bool:
+        """Revoke a live link and close what came by it, at every gateway; True if it worked.
+
+        A gateway that the news does not reach looks by itself within 5 s.
+        """
+        from redis import Redis
+
+        from streaming.redis_limits import tell
+
+        revoked = links.revoke(self.database, link_id)
+        try:
+            with Redis.from_url(self.redis_url) as client:
+                tell(client, revocation(link_id))
+        except LedgerUnavailable as error:
+            log.info("gateways not told: %s", error)
+        return revoked
+
+    @cached_property
     def send(self) -> Send:
         """Publishes wake-ups; connects at the first one."""
         from pipeline.tasks import make_app, make_send
@@ -158,8 +193,35 @@ class Services:
 
     def connector_or_none(self, name: str) -> Connector | None:
         """The connector of an endpoint, None for `api` and for endpoints that were removed."""
-        found = (one.connector for one in self.endpoints.values() if one.name == name)
-        return next(found, None)
+        found = self.endpoint_or_none(name)
+        return found.connector if found is not None else None
+
+    def endpoint_or_none(self, name: str) -> Endpoint | None:
+        """An endpoint by its name, None for `api` and for those that were removed."""
+        return next((one for one in self.endpoints.values() if one.name == name), None)
+
+    def named_endpoint(self, name: str) -> Endpoint:
+        """An endpoint by its name, as an operator gave it.
+
+        Raises:
+            NotFound: connectors.toml has none of this name.
+        """
+        found = self.endpoint_or_none(name)
+        if found is None:
+            known = [one.name for one in self.endpoints.values()]
+            hint = nearest(name, known) if known else "connectors.toml has no [endpoint.NAME]"
+            raise NotFound(f"no endpoint {name!r}; {hint}")
+        return found
+
+    @cached_property
+    def hooks(self) -> Doors:
+        """Takes what tools post."""
+        return Doors(self)
+
+    @cached_property
+    def vault(self) -> Vault:
+        """Seals what tools handed us, with the key in the data directory."""
+        return Vault(read_or_make_secret(self.settings.data / "seal-key"))
 
     def narrator(self, lang: str) -> str:
         """The narrator's voice for a language: of the settings, else the engine's default."""
@@ -193,7 +255,16 @@ class Services:
     def close(self) -> None:
         """Release what was made."""
         made = vars(self)
-        for name in ("sender", "engine", "encoder", "chunks", "storage", "database"):
+        for name in (
+            "security_log",
+            "sender",
+            "signals",
+            "engine",
+            "encoder",
+            "chunks",
+            "storage",
+            "database",
+        ):
             part: Any = made.get(name)
             if part is not None:
                 part.close()
@@ -225,6 +296,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
             "model_dir": settings.model_dir,
             "voices_dir": settings.data / "voices",
             "device": settings.device,
+            "threads": settings.engine_threads,
         }
     if settings.engine == "remote":
         if not settings.remote_url:
@@ -262,6 +334,20 @@ def connectors_file(settings: Settings) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def key_ring(data: Path) -> KeyRing:
+    """The keys of live links: `link-key` signs, `link-key.previous` is still believed.
+
+    To change keys, rename the first to the second and start again: a new one is made.
+    """
+    texts = [read_or_make_secret(data / "link-key")]
+    previous = data / "link-key.previous"
+    if previous.is_file():
+        texts.append(previous.read_text().strip())
+    # A key's name follows from it, so that all machines that share the files agree.
+    keys = {f"k{hashlib.sha256(text.encode()).hexdigest()[:8]}": text.encode() for text in texts}
+    return KeyRing(keys, next(iter(keys)))
 
 
 def read_or_make_secret(path: Path) -> str:

@@ -13,10 +13,11 @@ import os
 import socket
 import tomllib
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from pipeline.errors import Misconfigured
@@ -59,6 +60,65 @@ class Settings(BaseSettings):
     body_limit_bytes: int = Field(1 << 20, gt=0, description="larger hooks get 413")
     link_days: int = Field(30, gt=0, description="how long a live link works")
     transactions: int = Field(16, gt=0, description="open transactions per web process")
+
+    # how much one listener may have (docs/operations.md, Limits)
+    trusted_proxies: tuple[str, ...] = Field(
+        ("127.0.0.1", "::1"),
+        description="addresses or networks of proxies whose X-Forwarded-For is believed",
+    )
+    connections_per_user: int = Field(
+        10, gt=0, description="live connections with one owner link or API key"
+    )
+    connections_per_link: int = Field(
+        500, gt=0, description="live connections with one listener link; a link may name its own"
+    )
+    connections_per_address: int = Field(
+        50, gt=0, description="live connections from one IPv4 address or IPv6 /64; more get 429"
+    )
+    connections_per_process: int = Field(
+        4000, gt=0, description="live connections of one gateway process; more get 503"
+    )
+    sessions_per_connection: int = Field(
+        8, gt=0, description="sessions heard on one live connection at a time"
+    )
+    orders_per_s: float = Field(
+        5.0, gt=0, description="orders (pause, speed ...) to one session, from everybody together"
+    )
+    order_burst: int = Field(10, gt=0, description="orders to one session that may come at once")
+    connection_orders_per_s: float = Field(
+        20.0, gt=0, description="orders of one live connection, to all its sessions"
+    )
+    messages_per_s: float = Field(
+        30.0, gt=0, description="other messages of one live connection; the third excess closes it"
+    )
+    message_burst: int = Field(60, gt=0, description="messages that may come at once")
+    listener_bytes_per_s: int = Field(
+        200_000, gt=0, description="sent to a listener who is behind the live edge"
+    )
+    listener_burst_bytes: int = Field(
+        512_000, gt=0, description="of that, at once after a quiet while"
+    )
+    user_bytes_per_s: int = Field(
+        4_000_000, gt=0, description="the same, for all connections of one owner link or API key"
+    )
+    hello_timeout_s: float = Field(5.0, gt=0, description="a live connection must say hello within")
+    idle_timeout_s: float = Field(
+        60.0, gt=0, description="a live connection that hears no session is closed after"
+    )
+
+    goaway_spread_s: float = Field(
+        15.0, gt=0, description="a gateway that stops spreads its listeners' return over"
+    )
+
+    say_running: int = Field(
+        2, gt=0, description="texts that one key may have spoken at a time over a socket"
+    )
+    speech_running: int = Field(
+        8, gt=0, description="speeches (POST /v1/audio/speech) of one key at a time, per process"
+    )
+    say_offer_s: float = Field(
+        30.0, gt=0, description="a text that waits for longer is offered as batch work"
+    )
 
     # the voice
     engine: EngineName = Field(
@@ -122,6 +182,10 @@ class Settings(BaseSettings):
     drain_s: float = Field(20.0, ge=0, description="a stopping worker finishes its sentence within")
     attempts: int = Field(3, gt=0, description="tries of an episode that fails with unknown errors")
     effect_hours: float = Field(24.0, gt=0, description="a row write-back is tried for so long")
+    walk_s: float = Field(600.0, gt=0, description="tables are looked through this often")
+    fetch_trusted: tuple[str, ...] = Field(
+        (), description="networks that addresses inside notes may lead to, besides public ones"
+    )
 
     log_level: Literal["DEBUG", "INFO", "WARNING"] = Field(
         "INFO", description="log lines from here on"
@@ -135,6 +199,18 @@ class Settings(BaseSettings):
                 "or one late renewal loses an episode"
             )
         return self
+
+    @field_validator("fetch_trusted")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ip_network(network)
+        return networks
+
+    @property
+    def fetch_trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """`fetch_trusted` as networks."""
+        return tuple(ip_network(network) for network in self.fetch_trusted)
 
     @property
     def effective_database_url(self) -> str:

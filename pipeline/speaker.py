@@ -3,7 +3,8 @@ slots.
 
 Threads: the *claimer* looks into SQL when a wake-up rings, when a slot comes free, and every
 `look_s` without any message; the *lease* thread renews what is owned, and stops renewing when the
-engine stands still; each episode has a thread that conducts it.
+engine stands still; the *orders* thread brings what is ordered to the episodes it is for; each
+episode has a thread that conducts it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 from engine.engine import Engine
 from engine.utterance import Utterance
 from pipeline import leases
+from pipeline.control import Command
 from pipeline.database import Database
 from pipeline.errors import DatabaseUnavailable, LostLease
 from pipeline.leases import Claim
@@ -42,6 +45,10 @@ class Held:
         self._is_lost = False
         self._is_draining = False
         self._utterance: Utterance | None = None
+        self._orders: list[Command] = []
+        self._ordering = threading.Lock()
+        self._hear: Callable[[], None] | None = None
+        self.heard = 0  # number of the last order that came
 
     @property
     def is_lost(self) -> bool:
@@ -68,6 +75,37 @@ class Held:
         if self._is_lost and utterance is not None:
             utterance.cancel()
 
+    @property
+    def order(self) -> Command | None:
+        """The oldest order that has not been followed."""
+        orders = self._orders
+        return orders[0] if orders else None
+
+    def deliver(self, commands: list[Command], *, head: int = 0) -> None:
+        """Orders came, up to number `head`; called on any thread."""
+        with self._ordering:
+            new = [one for one in commands if one.number > self.heard]
+            self._orders = [*self._orders, *new]
+            self.heard = max(self.heard, head, *(one.number for one in new))
+        hear = self._hear
+        if hear is not None and self._orders:
+            hear()
+
+    def followed(self, command: Command) -> None:
+        """This order is dealt with."""
+        with self._ordering:
+            self._orders = [one for one in self._orders if one.number != command.number]
+
+    def on_orders(self, hear: Callable[[], None] | None) -> None:
+        """Call `hear` when an order comes, on the thread that brings it."""
+        self._hear = hear
+
+    def stop_speech(self) -> None:
+        """Cancel the speech that is watched, so that its reader looks for orders."""
+        utterance = self._utterance
+        if utterance is not None:
+            utterance.cancel()
+
     def renewed(self, asked_at: float) -> None:
         """The lease was prolonged by a statement sent at `asked_at` (monotonic)."""
         self._deadline = asked_at + self._sure_s
@@ -79,14 +117,12 @@ class Held:
     def interrupt(self) -> None:
         """There is no time for the end of the sentence: hand over now."""
         self._is_draining = True
-        if self._utterance is not None:
-            self._utterance.cancel()
+        self.stop_speech()
 
     def lose(self) -> None:
         """The lease is gone: stop the speech at its next step."""
         self._is_lost = True
-        if self._utterance is not None:
-            self._utterance.cancel()
+        self.stop_speech()
 
 
 class Speaker:
@@ -95,6 +131,7 @@ class Speaker:
     Args:
         produce: speaks one claimed episode to its end; must return quietly on LostLease.
         worker_id: this incarnation's row.
+        read_orders: gives the orders for an episode with numbers above one.
     """
 
     def __init__(
@@ -104,6 +141,8 @@ class Speaker:
         produce: Callable[[Held], None],
         settings: Settings,
         worker_id: str,
+        *,
+        read_orders: Callable[[str, int], list[Command]] = lambda _episode, _after: [],
     ) -> None:
         self._database = database
         self._engine = engine
@@ -117,9 +156,12 @@ class Speaker:
         self._is_draining = False
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(self._slots, thread_name_prefix="episode")
+        self._read_orders = read_orders
+        self._ordered: SimpleQueue[str | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._claim_forever, name="claimer", daemon=True),
             threading.Thread(target=self._renew_forever, name="lease", daemon=True),
+            threading.Thread(target=self._hear_orders, name="orders", daemon=True),
         ]
 
     def start(self) -> None:
@@ -131,6 +173,16 @@ class Speaker:
     def wake(self) -> None:
         """Something may be due; returns at once."""
         self._bell.set()
+
+    def order_came(self, episode_id: str, *, is_stop: bool = False) -> None:
+        """Something was ordered for an episode; returns at once."""
+        held = self._held.get(episode_id)
+        if held is None:
+            return
+        if is_stop:
+            held.lose()  # the row is cancelled already
+        else:
+            self._ordered.put(episode_id)
 
     def drain(self, timeout_s: float) -> None:
         """Claim no more; let each episode finish its sentence and hand it over; then stop."""
@@ -151,6 +203,7 @@ class Speaker:
             one.lose()
         self._pool.shutdown(wait=True)
         self._stopped.set()
+        self._ordered.put(None)
 
     def _wait_until_free(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -212,6 +265,18 @@ class Speaker:
                 self._held.pop(held.claim.episode_id, None)
             self.wake()
 
+    def _hear_orders(self) -> None:
+        while (episode_id := self._ordered.get()) is not None:
+            held = self._held.get(episode_id)
+            if held is None:
+                continue
+            try:
+                orders = self._read_orders(episode_id, held.heard)
+            except DatabaseUnavailable as error:
+                log.warning("orders wait for the next renewal: %s", error)
+                continue
+            held.deliver(orders)
+
     def _renew_forever(self) -> None:
         steps, moved_at = self._engine.steps, time.monotonic()
         every_s = self._settings.renew_ms / 1000
@@ -236,8 +301,11 @@ class Speaker:
             log.warning("leases not renewed: %s", error)
             return
         for episode_id, held in mine.items():
-            if kept.get(episode_id) == held.claim.fence:
+            now = kept.get(episode_id)
+            if now is not None and now.fence == held.claim.fence:
                 held.renewed(asked_at)
+                if now.command_head > held.heard:
+                    self.order_came(episode_id)  # its signal was lost
             elif episode_id in self._held:
                 log.info("episode lost", extra={"episode": episode_id})
                 held.lose()

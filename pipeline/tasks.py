@@ -26,6 +26,7 @@ _ROUTES = {
     "quarantine": ("speak", "quarantine"),
     "effect": ("errand", "io"),
     "read": ("errand", "io"),
+    "walk": ("errand", "io"),
     "expand": ("errand", "io"),
 }
 

@@ -80,6 +80,8 @@ def run_up(
     """
     settings.data.mkdir(parents=True, exist_ok=True)
     with data_lock(settings.data):
+        if settings.port == 0:
+            settings = with_values(settings, {"port": free_port()})
         _check_port(settings)
         settings, embedded = embed(settings, db=db, s3=s3)
         services = Services(settings)

@@ -46,12 +46,19 @@ def upgrade() -> None:
         sa.Column("due_ms", sa.BigInteger, nullable=False),
         sa.Column("claimed_until_ms", sa.BigInteger, server_default="0", nullable=False),
         sa.CheckConstraint(
-            "topic IN ('realtime', 'batch', 'quarantine', 'effect', 'read', 'expand')",
+            "topic IN ('realtime', 'batch', 'quarantine', 'effect', 'read', 'walk', 'expand')",
             name=op.f("ck_outbox_topic"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
     )
     op.create_index(op.f("ix_outbox_due_ms_id"), "outbox", ["due_ms", "id"])
+    op.create_table(
+        "budget",
+        sa.Column("name", sa.String(300), nullable=False),
+        sa.Column("next_us", sa.BigInteger, server_default="0", nullable=False),
+        sa.Column("hold_ms", sa.BigInteger, server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_budget")),
+    )
     op.create_table(
         "tenant",
         sa.Column("id", Id, nullable=False),
@@ -103,10 +110,93 @@ def upgrade() -> None:
         sa.Column("connector", sa.String(24), nullable=False),
         sa.Column("name", sa.String(80), nullable=False),
         sa.Column("created_ms", sa.BigInteger, nullable=False),
+        sa.Column("heard_ms", sa.BigInteger),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"], name=op.f("fk_endpoint_tenant_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_endpoint")),
         sa.UniqueConstraint("tenant_id", "name", name=op.f("uq_endpoint_tenant_id_name")),
     )
+    op.create_table(
+        "endpoint_secret",
+        sa.Column("id", Id, nullable=False),
+        sa.Column("endpoint_id", Id, nullable=False),
+        sa.Column("label", sa.String(8), nullable=False),
+        sa.Column("state", sa.String(8), nullable=False),
+        sa.Column("sealed", sa.Text),
+        sa.Column("created_ms", sa.BigInteger, nullable=False),
+        sa.Column("verified_ms", sa.BigInteger),
+        sa.CheckConstraint("state IN ('pending', 'active')", name=op.f("ck_endpoint_secret_state")),
+        sa.ForeignKeyConstraint(
+            ["endpoint_id"], ["endpoint.id"], name=op.f("fk_endpoint_secret_endpoint_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_endpoint_secret")),
+        sa.UniqueConstraint(
+            "endpoint_id", "label", name=op.f("uq_endpoint_secret_endpoint_id_label")
+        ),
+    )
+    op.create_table(
+        "duty",
+        sa.Column("endpoint_id", Id, nullable=False),
+        sa.Column("kind", sa.String(8), nullable=False),
+        sa.Column("state", Json),
+        sa.Column("config_digest", sa.String(64), server_default="", nullable=False),
+        sa.Column("next_ms", sa.BigInteger, nullable=False),
+        sa.Column("lease_until_ms", sa.BigInteger, server_default="0", nullable=False),
+        sa.Column("fence", sa.BigInteger, server_default="0", nullable=False),
+        sa.Column("tries", sa.Integer, server_default="0", nullable=False),
+        sa.Column("found", sa.Integer, server_default="0", nullable=False),
+        sa.Column("begun_ms", sa.BigInteger),
+        sa.Column("done_ms", sa.BigInteger),
+        sa.Column("error", sa.String(500)),
+        sa.CheckConstraint("kind IN ('walk', 'upkeep')", name=op.f("ck_duty_kind")),
+        sa.ForeignKeyConstraint(["endpoint_id"], ["endpoint.id"], name=op.f("fk_duty_endpoint_id")),
+        sa.PrimaryKeyConstraint("endpoint_id", "kind", name=op.f("pk_duty")),
+    )
+    op.create_index(op.f("ix_duty_next_ms"), "duty", ["next_ms"])
+    op.create_table(
+        "alarm",
+        sa.Column("endpoint_id", Id, nullable=False),
+        sa.Column("kind", sa.String(12), nullable=False),
+        sa.Column("about", sa.String(64), server_default="", nullable=False),
+        sa.Column("message", sa.String(500), nullable=False),
+        sa.Column("first_ms", sa.BigInteger, nullable=False),
+        sa.Column("last_ms", sa.BigInteger, nullable=False),
+        sa.Column("times", sa.Integer, server_default="1", nullable=False),
+        sa.CheckConstraint(
+            "kind IN ('walk', 'upkeep', 'events', 'columns')", name=op.f("ck_alarm_kind")
+        ),
+        sa.ForeignKeyConstraint(
+            ["endpoint_id"], ["endpoint.id"], name=op.f("fk_alarm_endpoint_id")
+        ),
+        sa.PrimaryKeyConstraint("endpoint_id", "kind", "about", name=op.f("pk_alarm")),
+    )
+    op.create_table(
+        "reading",
+        sa.Column("id", Id, nullable=False),
+        sa.Column("endpoint_id", Id, nullable=False),
+        sa.Column("ref_container", sa.String(200), server_default="", nullable=False),
+        sa.Column("ref_table", sa.String(200), server_default="", nullable=False),
+        sa.Column("ref_key", sa.String(200), nullable=False),
+        sa.Column("changed", Json),
+        sa.Column("wanted", sa.Integer, server_default="1", nullable=False),
+        sa.Column("tries", sa.Integer, server_default="0", nullable=False),
+        sa.Column("next_ms", sa.BigInteger),
+        sa.Column("lease_until_ms", sa.BigInteger, server_default="0", nullable=False),
+        sa.Column("created_ms", sa.BigInteger, nullable=False),
+        sa.Column("error_code", sa.String(32)),
+        sa.Column("error", sa.String(500)),
+        sa.ForeignKeyConstraint(
+            ["endpoint_id"], ["endpoint.id"], name=op.f("fk_reading_endpoint_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_reading")),
+        sa.UniqueConstraint(
+            "endpoint_id",
+            "ref_container",
+            "ref_table",
+            "ref_key",
+            name=op.f("uq_reading_endpoint_id_ref_container_ref_table_ref_key"),
+        ),
+    )
+    op.create_index(op.f("ix_reading_next_ms"), "reading", ["next_ms"])
     op.create_table(
         "recording",
         sa.Column("id", Id, nullable=False),
@@ -195,6 +285,7 @@ def upgrade() -> None:
         sa.Column("received_ms", sa.BigInteger, nullable=False),
         sa.Column("repeats", sa.Integer, server_default="0", nullable=False),
         sa.Column("last_repeat_ms", sa.BigInteger),
+        sa.Column("error", sa.String(500)),
         sa.ForeignKeyConstraint(
             ["endpoint_id"], ["endpoint.id"], name=op.f("fk_delivery_endpoint_id")
         ),
@@ -271,6 +362,9 @@ def upgrade() -> None:
         sa.Column("fair_at_ms", sa.BigInteger, nullable=False),
         sa.Column("state", sa.String(14), nullable=False),
         sa.Column("state_ms", sa.BigInteger, nullable=False),
+        sa.Column("wanted", sa.String(8), server_default="run", nullable=False),
+        sa.Column("command_head", sa.Integer, server_default="0", nullable=False),
+        sa.Column("asked_by", sa.String(80)),
         sa.Column("next_ms", sa.BigInteger),
         sa.Column("estimated_ms", sa.BigInteger, nullable=False),
         sa.Column("text_chars", sa.Integer, nullable=False),
@@ -296,10 +390,11 @@ def upgrade() -> None:
             "queue IN ('realtime', 'batch', 'quarantine')", name=op.f("ck_episode_queue")
         ),
         sa.CheckConstraint(
-            "state IN ('received', 'queued', 'synthesising', 'encoding', 'stored', "
+            "state IN ('received', 'waiting', 'queued', 'synthesising', 'encoding', 'stored', "
             "'written_back', 'done', 'failed', 'dead', 'cancelled')",
             name=op.f("ck_episode_state"),
         ),
+        sa.CheckConstraint("wanted IN ('run', 'pause')", name=op.f("ck_episode_wanted")),
         sa.ForeignKeyConstraint(
             ["batch_run_id"], ["batch_run.id"], name=op.f("fk_episode_batch_run_id")
         ),
@@ -313,6 +408,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_episode")),
         sa.UniqueConstraint("delivery_id", "take", name=op.f("uq_episode_delivery_id_take")),
         sa.UniqueConstraint("key", name=op.f("uq_episode_key")),
+    )
+    op.create_index(
+        "ix_episode_asked_by", "episode", ["asked_by", "state"], **_where("asked_by IS NOT NULL")
     )
     op.create_index(op.f("ix_episode_batch_run_id"), "episode", ["batch_run_id"])
     op.create_index(
@@ -328,7 +426,9 @@ def upgrade() -> None:
         **_where("state IN ('synthesising', 'encoding')"),
     )
     op.create_index(op.f("ix_episode_lease_owner"), "episode", ["lease_owner"])
-    op.create_index("ix_episode_next", "episode", ["next_ms"], **_where("state = 'failed'"))
+    op.create_index(
+        "ix_episode_next", "episode", ["next_ms"], **_where("state IN ('failed', 'waiting')")
+    )
     op.create_index(op.f("ix_episode_state_state_ms"), "episode", ["state", "state_ms"])
     op.create_index(op.f("ix_episode_tenant_id_day"), "episode", ["tenant_id", "day"])
     op.create_table(
@@ -342,7 +442,8 @@ def upgrade() -> None:
         sa.Column("outcome", sa.String(12)),
         sa.Column("error_code", sa.String(32)),
         sa.CheckConstraint(
-            "outcome IN ('stored', 'failed', 'dead', 'reaped', 'handed_over', 'cancelled')",
+            "outcome IN ('stored', 'failed', 'dead', 'reaped', 'handed_over', 'paused', "
+            "'cancelled')",
             name=op.f("ck_attempt_outcome"),
         ),
         sa.ForeignKeyConstraint(["episode_id"], ["episode.id"], name=op.f("fk_attempt_episode_id")),
@@ -364,12 +465,37 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("batch_run_id", "note_id", name=op.f("pk_batch_item")),
     )
     op.create_table(
+        "command",
+        sa.Column("episode_id", Id, nullable=False),
+        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("op", sa.String(8), nullable=False),
+        sa.Column("value", Json),
+        sa.Column("at", sa.String(8), nullable=False),
+        sa.Column("play_ms", sa.BigInteger),
+        sa.Column("actor", sa.String(80), nullable=False),
+        sa.Column("role", sa.String(10), nullable=False),
+        sa.Column("order_key", sa.String(200), nullable=False),
+        sa.Column("received_ms", sa.BigInteger, nullable=False),
+        sa.Column("applied_ms", sa.BigInteger),
+        sa.Column("applied_fence", sa.BigInteger),
+        sa.Column("effect", Json),
+        sa.CheckConstraint(
+            "op IN ('pause', 'resume', 'speed', 'emotion', 'voice', 'skip', 'stop')",
+            name=op.f("ck_command_op"),
+        ),
+        sa.ForeignKeyConstraint(["episode_id"], ["episode.id"], name=op.f("fk_command_episode_id")),
+        sa.PrimaryKeyConstraint("episode_id", "number", name=op.f("pk_command")),
+        sa.UniqueConstraint(
+            "episode_id", "order_key", name=op.f("uq_command_episode_id_order_key")
+        ),
+    )
+    op.create_table(
         "effect",
         sa.Column("id", Id, nullable=False),
         sa.Column("tenant_id", Id, nullable=False),
         sa.Column("episode_id", Id, nullable=False),
         sa.Column("kind", sa.String(12), nullable=False),
-        sa.Column("lane", sa.String(300), nullable=False),
+        sa.Column("lane", sa.String(300)),
         sa.Column("effect_key", sa.String(200), nullable=False),
         sa.Column("body", Json, nullable=False),
         sa.Column("policy", sa.String(8), nullable=False),
@@ -383,7 +509,7 @@ def upgrade() -> None:
         sa.Column("error_code", sa.String(32)),
         sa.Column("error", sa.String(500)),
         sa.Column("done_ms", sa.BigInteger),
-        sa.CheckConstraint("kind IN ('write_back')", name=op.f("ck_effect_kind")),
+        sa.CheckConstraint("kind IN ('write_back', 'card', 'event')", name=op.f("ck_effect_kind")),
         sa.CheckConstraint("policy IN ('repeat', 'keyed', 'once')", name=op.f("ck_effect_policy")),
         sa.CheckConstraint(
             "state IN ('due', 'running', 'done', 'failed', 'uncertain', 'dead', 'dropped')",
@@ -395,7 +521,12 @@ def upgrade() -> None:
         sa.UniqueConstraint("effect_key", name=op.f("uq_effect_effect_key")),
     )
     op.create_index(op.f("ix_effect_episode_id"), "effect", ["episode_id"])
-    op.create_index(op.f("ix_effect_lane_state"), "effect", ["lane", "state"])
+    op.create_index(
+        "ix_effect_lane",
+        "effect",
+        ["lane", "id"],
+        **_where("state IN ('due', 'failed', 'running')"),
+    )
     op.create_index("ix_effect_next", "effect", ["next_ms"], **_where("state IN ('due', 'failed')"))
     op.create_table(
         "episode_log",
@@ -479,11 +610,17 @@ def downgrade() -> None:
     op.drop_table("episode_note")
     op.drop_table("episode_log")
     op.drop_table("effect")
+    op.drop_table("command")
     op.drop_table("batch_item")
     op.drop_table("attempt")
     op.drop_table("episode")
     op.drop_table("usage_day")
     op.drop_table("note")
+    op.drop_table("reading")
+    op.drop_table("alarm")
+    op.drop_table("duty")
+    op.drop_table("endpoint_secret")
+    op.drop_table("budget")
     op.drop_table("delivery")
     op.drop_table("batch_run")
     op.drop_table("schedule")

@@ -5,8 +5,8 @@ SELECT t.name AS tenant,
        sum(CASE WHEN e.state = 'queued' THEN 1 ELSE 0 END) AS queued,
        sum(CASE WHEN e.state IN ('synthesising', 'encoding') THEN 1 ELSE 0 END) AS speaking,
        sum(CASE WHEN e.state = 'failed' THEN 1 ELSE 0 END) AS to_retry,
-       round(max(CASE WHEN e.state = 'queued' THEN {now_ms} - e.queued_ms END) / 1000.0, 1)
-           AS oldest_s,
+       round(max(CASE WHEN e.state = 'queued' AND e.wanted = 'run'
+                      THEN {now_ms} - e.queued_ms END) / 1000.0, 1) AS oldest_s,
        round(sum(CASE WHEN e.state IN ('received', 'queued', 'failed') THEN e.estimated_ms
                       ELSE 0 END) / 60000.0, 1) AS estimated_minutes
 FROM episode e

@@ -33,3 +33,13 @@ SELECT e.key, coalesce(x.done_ms, x.next_ms), 6, 'effect',
            || coalesce(', ' || x.error_code, '')
 FROM episode e
 JOIN effect x ON x.episode_id = e.id
+UNION ALL
+SELECT e.key, c.received_ms, 7, 'order', c.op || ' by ' || c.actor
+FROM episode e
+JOIN command c ON c.episode_id = e.id
+UNION ALL
+SELECT e.key, c.applied_ms, 8, 'order',
+       c.op || ' followed' || coalesce(' under fence ' || CAST(c.applied_fence AS TEXT), '')
+FROM episode e
+JOIN command c ON c.episode_id = e.id
+WHERE c.applied_ms IS NOT NULL

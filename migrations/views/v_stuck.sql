@@ -11,7 +11,7 @@ WHERE state = 'received' AND state_ms < {now_ms} - 90000000
 UNION ALL
 SELECT 'episode', key, 'queued for too long', round(({now_ms} - state_ms) / 1000.0, 1)
 FROM episode
-WHERE state = 'queued'
+WHERE state = 'queued' AND wanted = 'run'
   AND state_ms < {now_ms} - CASE queue WHEN 'realtime' THEN 600000
                                        WHEN 'quarantine' THEN 3600000
                                        ELSE 86400000 END
@@ -45,6 +45,21 @@ UNION ALL
 SELECT 'effect', id, 'due and not carried out', round(({now_ms} - next_ms) / 1000.0, 1)
 FROM effect
 WHERE state IN ('due', 'failed') AND next_ms < {now_ms} - 600000
+UNION ALL
+SELECT 'row', ref_key, coalesce('not read: ' || error, 'not read'),
+       round(({now_ms} - created_ms) / 1000.0, 1)
+FROM reading
+WHERE next_ms IS NULL OR next_ms < {now_ms} - 600000
+UNION ALL
+SELECT 'endpoint', p.name, d.kind || ' overdue, no io worker does it',
+       round(({now_ms} - d.next_ms) / 1000.0, 1)
+FROM duty d
+JOIN endpoint p ON p.id = d.endpoint_id
+WHERE d.next_ms < {now_ms} - 600000 AND d.lease_until_ms < {now_ms}
+UNION ALL
+SELECT 'episode', key, 'its time has come and it waits', round(({now_ms} - next_ms) / 1000.0, 1)
+FROM episode
+WHERE state = 'waiting' AND next_ms < {now_ms} - 60000
 UNION ALL
 SELECT 'outbox', topic, 'wake-up not sent', round(({now_ms} - due_ms) / 1000.0, 1)
 FROM outbox

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from pipeline.cli import connectors, operate, run, set_up, use
+from pipeline.cli import connectors, fake, operate, run, set_up, use
 from pipeline.cli.shell import errors
 from pipeline.errors import PipelineError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for theme in (run, use, operate, connectors, set_up):
     app.add_typer(theme.app)
+connectors.connectors_app.command("fake")(fake.connectors_fake)
 
 
 def main() -> None:

@@ -101,6 +101,40 @@ def episodes_cancel(key: str, data: Data = None) -> None:
     console.print("stopped" if ended else "it had ended already", highlight=False)
 
 
+@episodes_app.command("pause")
+def episodes_pause(key: str, data: Data = None) -> None:
+    """Pause an episode after the sentence that is being spoken."""
+    _order(key, "pause", data, done="it pauses after this sentence")
+
+
+@episodes_app.command("resume")
+def episodes_resume(key: str, data: Data = None) -> None:
+    """Go on with a paused episode."""
+    _order(key, "resume", data, done="it goes on")
+
+
+def _order(key: str, op: Literal["pause", "resume"], data: Path | None, *, done: str) -> None:
+    from pipeline.operate import give_order
+    from streaming.orders import Wish
+
+    with opened(data) as services:
+        is_open = give_order(services, key, Wish(op), actor=actor())
+    console.print(done if is_open else "it had ended already", highlight=False)
+
+
+@episodes_app.command("links")
+def episodes_links(key: str, data: Data = None, as_json: AsJson = False) -> None:
+    """Show an episode's links: the listeners', and its owner's, who may pause and change it."""
+    from pipeline.episode_view import show
+    from pipeline.links import owner_url
+
+    with opened(data) as services:
+        found = show(services, key)
+        owner = owner_url(services.database, services.links, found["id"])
+    rows = [{"role": "listener", "url": found["listen_url"]}, {"role": "owner", "url": owner}]
+    show_rows("Links", rows, as_json)
+
+
 runs_app = typer.Typer(help="Batch runs.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs", rich_help_panel="Operate")
 
@@ -186,12 +220,19 @@ app.add_typer(keys_app, name="keys", rich_help_panel="Operate")
 
 
 @keys_app.command("add")
-def keys_add(name: str, data: Data = None) -> None:
+def keys_add(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    scope: Annotated[
+        Literal["episodes", "admin"],
+        typer.Option(help="episodes: /v1; admin: /admin and /metrics as well."),
+    ] = "episodes",
+    data: Data = None,
+) -> None:
     """Make a key; it is shown once."""
     from pipeline.up import new_key
 
     with opened(data) as services:
-        print(new_key(services, name=name, scopes=("episodes",)))
+        print(new_key(services, name=name, scopes=(scope,)))
 
 
 @keys_app.command("list")

@@ -81,6 +81,7 @@ def _greet(services: Services, key: str | None, seconds: float) -> None:
     console.print(f"  hooks     {hooks}", highlight=False)
     if key is not None:
         console.print(f"  API key   [bold]{key}[/]  (shown once; also in {settings.data}/api-key)")
+    console.print(f"  admin     {settings.effective_public_url}/admin", highlight=False)
     console.print("  try       notecast speak 'Good morning. 大家早上好。'", highlight=False)
 
 
@@ -93,6 +94,10 @@ def demo(
     ] = None,
     engine: EngineChoice = None,
     s3: S3 = "embedded",
+    with_tool: Annotated[
+        Literal["feishu"] | None,
+        typer.Option("--with", help="Set a row of a faked table ready, and watch it change."),
+    ] = None,
 ) -> None:
     """Send signed sample notes, listen while they are spoken, show what became of them.
 
@@ -100,7 +105,9 @@ def demo(
     """
     from pipeline.demo import run_demo
 
-    raise typer.Exit(run_demo(out=out, text=text, engine=engine, s3=s3, as_json=as_json))
+    raise typer.Exit(
+        run_demo(out=out, text=text, engine=engine, s3=s3, as_json=as_json, with_tool=with_tool)
+    )
 
 
 @app.command(rich_help_panel="Run one part")

@@ -7,7 +7,7 @@ import json
 import typer
 from rich.markup import escape
 
-from pipeline.cli.shell import AsJson, Data, EngineChoice, console, opened, show_table
+from pipeline.cli.shell import AsJson, Data, EngineChoice, ModelDir, console, opened, show_table
 from pipeline.settings import Settings, load_settings
 
 app = typer.Typer()
@@ -73,11 +73,11 @@ def config(data: Data = None, as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel="Set up")
-def doctor(data: Data = None) -> None:
+def doctor(data: Data = None, engine: EngineChoice = None, model_dir: ModelDir = None) -> None:
     """Check what a good run needs, and say how to get what is missing."""
     from pipeline.operate import examine
 
-    findings = examine(load_settings(data=data))
+    findings = examine(load_settings(data=data, engine=engine, model_dir=model_dir))
     for is_good, text in findings:
         mark = "[green]ok[/]     " if is_good else "[red]missing[/]"
         console.print(f"{mark} {escape(text)}", highlight=False)

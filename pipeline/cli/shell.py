@@ -26,7 +26,9 @@ Data = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Parent = Annotated[int, typer.Option("--parent", hidden=True)]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
-Port = Annotated[int | None, typer.Option(help="Port to listen on.", min=0, max=65535)]
+Port = Annotated[
+    int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)
+]
 EngineChoice = Annotated[
     str | None,
     typer.Option("--engine", help="The voice: kokoro, indextts2, remote, or tone (for drills)."),
@@ -70,6 +72,11 @@ class opened:
 def actor() -> str:
     """Who acts, for the audit."""
     return f"cli:{getpass.getuser()}"
+
+
+def print_json(value: Any) -> None:
+    """Print JSON for programs."""
+    print(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def show_rows(title: str, found: list[dict[str, Any]], as_json: bool) -> None:

@@ -44,7 +44,7 @@ def cast(
     wishes = {name.casefold(): voice for name, voice in wanted.items()}
     languages = speaker_languages(script)
     by_lang: dict[str, list[Voice]] = {}
-    for voice in sorted(voices, key=_by_grade):
+    for voice in sorted(voices, key=by_grade):
         by_lang.setdefault(voice.lang, []).append(voice)
     narrator_voices = by_lang.get(languages[NARRATOR], [])
     narrator = default
@@ -117,8 +117,8 @@ def speaker_languages(script: Script) -> dict[str, str]:
     return {speaker: language_of(" ".join(said), script.lang) for speaker, said in texts.items()}
 
 
-def _by_grade(voice: Voice) -> tuple[str, int]:
-    """A, A-, B+, B, ...; voices without a grade come last."""
+def by_grade(voice: Voice) -> tuple[str, int]:
+    """Sorts voices: A, A-, B+, B, ...; those without a grade come last."""
     return voice.grade[:1] or "Z", {"+": 0, "-": 2}.get(voice.grade[1:], 1)
 
 

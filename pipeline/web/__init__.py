@@ -1,4 +1,4 @@
-"""The HTTP door: hooks, the episode API, the player page, finished files, health.
+"""The HTTP door: hooks, the episode API, live sound, the player and admin pages, health.
 
 One module a theme, each with `routes(site)`; `site.Site` is what they share. WebSocket upgrades on
 the same port are `streaming.server`'s.
@@ -9,7 +9,18 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from pipeline.services import Services
-from pipeline.web import episodes, files, health, hooks, problems
+from pipeline.web import (
+    admin,
+    control,
+    episodes,
+    files,
+    health,
+    hooks,
+    live,
+    metrics,
+    problems,
+    speech,
+)
 from pipeline.web.site import Site
 from streaming.server import Gateway
 
@@ -26,7 +37,8 @@ def make_web(services: Services, gateway: Gateway) -> FastAPI:
         lifespan=site.lifespan,
     )
     problems.install(app)
-    for theme in (hooks, episodes, files, health):
+    for theme in (hooks, episodes, control, files, health, live, speech, admin, metrics):
         app.include_router(theme.routes(site))
     files.mount_static(app)
+    admin.mount_static(app)
     return app

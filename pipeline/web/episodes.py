@@ -1,4 +1,4 @@
-"""`/v1/episodes`: speak a text, see what became of it, stop it. Needs an API key."""
+"""`/v1/episodes`: speak a text, see what became of it. Needs an API key."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from connectors.base import Note, NoteEvent, NoteRef
-from pipeline import episode_view, intake
-from pipeline.operate import stop_episode
+from pipeline import episode_view, intake, links
 from pipeline.web.site import Site
 
 TEXT_LIMIT = 200_000
@@ -41,7 +40,6 @@ def routes(site: Site) -> APIRouter:
     router.post("", status_code=202)(handlers.create)
     router.get("")(handlers.newest)
     router.get("/{key}")(handlers.show)
-    router.post("/{key}/stop")(handlers.stop)
     return router
 
 
@@ -51,7 +49,10 @@ class _Episodes:
         self._services = site.services
 
     async def create(self, request: Request, new: Annotated[NewEpisode, Body()]) -> dict[str, Any]:
-        """Speak a text. `Idempotency-Key` makes repeats harmless."""
+        """Speak a text. `Idempotency-Key` makes repeats harmless.
+
+        `owner_url` is for its creator: whoever opens it may pause, change and stop the speech.
+        """
         key = request.headers.get("idempotency-key") or ""
         text = new.model_dump_json()
         ref = NoteRef("api")
@@ -75,7 +76,8 @@ class _Episodes:
             )
             self._site.after_commit(taken)
             view = episode_view.show(self._services, taken.accepted.episode)
-            return {**view, "duplicate": taken.accepted.duplicate}
+            owner_url = links.owner_url(self._services.database, self._services.links, view["id"])
+            return {**view, "owner_url": owner_url, "duplicate": taken.accepted.duplicate}
 
         answer: dict[str, Any] = await self._site.in_transaction(work)
         return answer
@@ -96,14 +98,4 @@ class _Episodes:
         answer: dict[str, Any] = await self._site.in_transaction(
             lambda: episode_view.show(self._services, key)
         )
-        return answer
-
-    async def stop(self, key: str) -> dict[str, Any]:
-        """Stop an episode that is not finished; listeners are told."""
-
-        def work() -> dict[str, Any]:
-            stop_episode(self._services, key, actor="api")
-            return episode_view.show(self._services, key)
-
-        answer: dict[str, Any] = await self._site.in_transaction(work)
         return answer

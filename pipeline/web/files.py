@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 
 from pipeline import episode_view, links
 from pipeline.links import FILE_SCOPE
+from pipeline.services import Services
 from pipeline.storage import content_type_of
 from pipeline.web.problems import problem
 from pipeline.web.site import Site
@@ -85,52 +86,56 @@ class _Files:
             return problem(403, "forbidden", "this ticket is for another file")
         if grant.link and not await self._site.in_transaction(lambda: self._is_good(grant.link)):
             return problem(403, "forbidden", "this link was revoked")
-        answer: Response = await self._site.in_transaction(
-            lambda: self._serve(key, extension, request)
+        return await self._site.in_transaction(
+            lambda: stored_file(self._services, key, extension, request)
         )
-        return answer
 
     def _is_good(self, link_id: str) -> bool:
         found = links.status(self._services.database, link_id)
         return found is not None and not found.revoked
 
-    def _serve(self, key: str, extension: str, request: Request) -> Response:
-        found = episode_view.file_of(self._services.database, key, extension)
-        storage = self._services.storage
-        part = _range(request.headers.get("range"), found.size_bytes)
-        start, end = part or (0, found.size_bytes)
-        if start >= end:
-            return Response(
-                status_code=416, headers={"Content-Range": f"bytes */{found.size_bytes}"}
-            )
-        body = storage.open(found.object_key, start, end)
-        headers = {
-            "Accept-Ranges": "bytes",
-            "Content-Length": str(end - start),
-            "Content-Disposition": f'inline; filename="{key}.{extension}"',
-            "Cache-Control": "private, max-age=3600",
-            "X-Content-Type-Options": "nosniff",
-            "Access-Control-Allow-Origin": "*",
-        }
-        if part:
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{found.size_bytes}"
 
-        def stream() -> Iterator[bytes]:
-            with body:
-                yield from body
+def stored_file(services: Services, key: str, extension: str, request: Request) -> Response:
+    """A finished file, whole or a range of it; blocks.
 
-        if request.method == "HEAD":
-            body.close()
-            return Response(headers=headers, media_type=content_type_of(found.object_key))
-        return StreamingResponse(
-            stream(),
-            206 if part else 200,
-            headers=headers,
-            media_type=content_type_of(found.object_key),
-        )
+    Raises:
+        NotFound: there is none, or not yet.
+    """
+    found = episode_view.file_of(services.database, key, extension)
+    part = byte_range(request.headers.get("range"), found.size_bytes)
+    start, end = part or (0, found.size_bytes)
+    if start >= end:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{found.size_bytes}"})
+    headers = file_headers(f"{key}.{extension}", found.size_bytes, part)
+    media_type = content_type_of(found.object_key)
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=media_type)
+    body = services.storage.open(found.object_key, start, end)
+
+    def stream() -> Iterator[bytes]:
+        with body:
+            yield from body
+
+    return StreamingResponse(stream(), 206 if part else 200, headers=headers, media_type=media_type)
 
 
-def _range(header: str | None, size: int) -> tuple[int, int] | None:
+def file_headers(name: str, size_bytes: int, part: tuple[int, int] | None) -> dict[str, str]:
+    """The headers of a file of that name, or of a part of it."""
+    start, end = part or (0, size_bytes)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(end - start),
+        "Content-Disposition": f'inline; filename="{name}"',
+        "Cache-Control": "private, max-age=3600",
+        "X-Content-Type-Options": "nosniff",
+        "Access-Control-Allow-Origin": "*",
+    }
+    if part:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size_bytes}"
+    return headers
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     """(start, end) of a single-range header, empty if it lies behind the file's end.
 
     None for no header, and for what may be ignored: several ranges, other units, nonsense (RFC 9110

@@ -5,22 +5,14 @@ The handler never calls out; whatever needs a tool or the network is done by a w
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 
-from connectors.base import Hook, NoteEvent, Reply
-from connectors.errors import Malformed, Rejected
-from pipeline import intake
-from pipeline.endpoints import Endpoint
+from connectors.base import Hook
 from pipeline.errors import NotFound
 from pipeline.web.problems import problem
 from pipeline.web.site import Site
-
-log = logging.getLogger(__name__)
 
 
 def routes(site: Site) -> APIRouter:
@@ -50,49 +42,15 @@ class _Hooks:
             body,
             datetime.now(UTC),
         )
-        reply = await self._site.in_transaction(lambda: self._take(endpoint, hook))
+        received = await self._site.in_transaction(
+            lambda: self._services.hooks.receive(endpoint, hook)
+        )
+        for taken in received.taken:
+            self._site.after_commit(taken)
+        reply = received.reply
         return Response(
             reply.body, reply.status, media_type=reply.content_type, headers=dict(reply.headers)
         )
-
-    def _take(self, endpoint: Endpoint, hook: Hook) -> Reply:
-        connector = endpoint.connector
-        try:
-            verified = connector.verify(hook, now=hook.received_at)
-            if isinstance(verified, Reply):
-                return verified
-            events = connector.events(verified, hook)
-        except (Rejected, Malformed) as error:
-            log.info("hook refused", extra={"endpoint": endpoint.name, "reason": str(error)[:200]})
-            return connector.refuse(error)
-        reply = Reply.of(200, {"ok": True})
-        for event in events:
-            taken = self._accept(endpoint, event, hashlib.sha256(hook.body).hexdigest())
-            reply = connector.answer(taken.accepted)
-        return reply
-
-    def _accept(self, endpoint: Endpoint, event: NoteEvent, digest: str) -> intake.Taken:
-        event, casting = _completed(endpoint, event)
-        services = self._services
-        taken = intake.accept(
-            services.database,
-            services.links,
-            services.doors[endpoint.name],
-            event,
-            body_digest=digest,
-            casting=casting,
-            speak_now=endpoint.speaks_now,
-        )
-        self._site.after_commit(taken)
-        return taken
-
-
-def _completed(endpoint: Endpoint, event: NoteEvent) -> tuple[NoteEvent, dict[str, str]]:
-    """The event with the endpoint's defaults, and who speaks with which voice."""
-    if event.note is None:
-        return event, {}
-    note = endpoint.complete(event.note)
-    return replace(event, note=note), endpoint.casting(note)
 
 
 async def _read_capped(request: Request, limit: int) -> bytes | None:

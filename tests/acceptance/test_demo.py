@@ -50,3 +50,24 @@ def test_a_text_file_of_ones_own_is_spoken_instead(tmp_path: Path) -> None:
     (one,) = json.loads((out / "summary.json").read_text("utf-8"))["episodes"]
     assert one["text"] == "Only this is said."
     assert "What happened" in ran.stdout
+
+
+def test_a_row_of_a_faked_table_is_spoken_and_shows_it(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "pipeline.cli", "demo", "--engine", "tone", "--s3", "folder"]
+
+    ran = subprocess.run(
+        [*command, "--with", "feishu", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    (one,) = json.loads((out / "summary.json").read_text("utf-8"))["episodes"]
+    states = [step["status"] for step in one["row"]]
+    assert (states[0], states[-1]) == ("待播报", "已完成")
+    assert set(states) <= {"待播报", "排队中", "播报中", "已完成"}
+    assert len(states) == len(set(states))
+    assert one["received_sha256"] == one["end_sha256"]
+    assert "in the group:" in ran.stdout

@@ -12,10 +12,12 @@ import sqlalchemy as sa
 
 from connectors.base import Note, NoteEvent, NoteRef
 from pipeline import ids, intake, leases
+from pipeline.door import terms_of
 from pipeline.leases import Claim
 from pipeline.models import episode
 from pipeline.services import Services
 from pipeline.settings import Settings
+from pipeline.signals import LocalSignals
 from pipeline.speaker import Held
 from streaming.chunk_log import MemoryLog
 
@@ -55,11 +57,14 @@ class House:
         kind: Any = "changed",
         **note: Any,
     ) -> intake.Taken:
-        """What the door does with a note; without a text the event is thin."""
+        """What the door does with a note; without a text somebody asked for a row."""
         where = NoteRef(endpoint, key=ref)
         content = Note(ref=where, text=text, **note) if text else None
-        event = NoteEvent(delivery or ids.ulid(), where, kind=kind, note=content)
+        event = NoteEvent(
+            delivery or ids.ulid(), where, kind=kind, note=content, asked=content is None
+        )
         services = self.services
+        door = services.endpoint_or_none(endpoint)
         return intake.accept(
             self.database,
             services.links,
@@ -67,6 +72,7 @@ class House:
             event,
             body_digest="0" * 64,
             casting={},
+            terms=terms_of(services, door) if door is not None else intake.Terms(),
         )
 
     def claim(self, queue: str = "realtime", *, worker: str = "") -> Claim:
@@ -108,8 +114,8 @@ def open_house(
     (directory / "connectors.toml").write_text(connectors)
     services = Services(Settings(data=directory, engine="tone", **options))
     bell = Bell()
-    # the two parts that would need a server; everything else is as in a real process
-    vars(services).update(chunks=MemoryLog(), send=bell)
+    # the parts that would need a server; everything else is as in a real process
+    vars(services).update(chunks=MemoryLog(), send=bell, signals=LocalSignals())
     try:
         yield House(services, bell)
     finally:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
-from connectors.base import Connector, NotePatch, NoteRef
+from connectors.base import Budget, Connector, NotePatch, NoteRef
 from connectors.errors import ToolRefused, ToolUnavailable
 from pipeline import effects, ids, models
 from pipeline.database import Database, now_ms
@@ -33,6 +33,21 @@ class Tool(Connector):
         self.told.append((ref.key, patch.status or ""))
 
 
+class Carrier:
+    """Carries row write-backs to one tool, within its budget if it has one."""
+
+    def __init__(self, tool: Tool) -> None:
+        self.tool = tool
+        self.wanted: Budget | None = None
+
+    def budget(self, body: Mapping[str, Any], kind: effects.Kind) -> tuple[str, Budget] | None:
+        return ("tool", self.wanted) if self.wanted is not None else None
+
+    def carry(self, due: effects.Due) -> str:
+        self.tool.write_back(NoteRef(**due.body["ref"]), NotePatch(**due.body["patch"]))
+        return "done"
+
+
 class Desk:
     """An episode in state `stored`, and what is ordered for its row."""
 
@@ -40,6 +55,7 @@ class Desk:
         self.database = database
         self.seed = seed
         self.tool = Tool()
+        self.carrier = Carrier(self.tool)
         self.tenant_id = seed.tenant()
         self.endpoint_id = seed.endpoint(self.tenant_id)
         self.count = 0
@@ -58,6 +74,7 @@ class Desk:
         self.count += 1
         with self.database.write() as connection:
             effects.order_write_back(
+                self.database,
                 connection,
                 tenant_id=self.tenant_id,
                 episode_id=episode_id,
@@ -67,9 +84,7 @@ class Desk:
             )
 
     def carry_out(self, within_ms: int = DAY_MS, worker: str = "w" * 26) -> int:
-        return effects.carry_out(
-            self.database, worker, lambda _name: self.tool, within_ms=within_ms
-        )
+        return effects.carry_out(self.database, worker, self.carrier, within_ms=within_ms)
 
     def all(self, table: Any) -> list[Any]:
         with self.database.read() as connection:
@@ -167,32 +182,6 @@ def test_workers_side_by_side_write_each_row_once(desk: Desk) -> None:
 
     assert sorted(row for row, _ in desk.tool.told) == sorted(f"r{n}" for n in range(12))
     assert set(states(desk)) == {"done"}
-
-
-def test_an_older_episode_does_not_write_over_a_newer_revision(desk: Desk) -> None:
-    desk.stored()
-    with desk.database.write() as connection:
-        connection.execute(models.note.update().values(revision=2))
-    desk.carry_out()
-
-    assert desk.tool.told == []
-    assert states(desk) == ["dropped"]
-    assert [one.state for one in desk.all(models.episode)] == ["done"]
-
-
-def test_what_an_episode_ordered_before_is_dropped_when_it_has_news(desk: Desk) -> None:
-    episode_id = desk.stored(status="failed")
-    desk.tool.errors = [ToolUnavailable("away")]
-    desk.carry_out()
-    with desk.database.write() as connection:
-        effects.supersede(connection, episode_id)
-    desk.order(episode_id, "r1", status="done")
-    desk.change(next_ms=now_ms())
-    while desk.carry_out():
-        pass
-
-    assert desk.tool.told == [("r1", "done")]
-    assert states(desk) == ["dropped", "done"]
 
 
 def test_what_a_dead_worker_was_writing_is_written_again(desk: Desk) -> None:

@@ -116,3 +116,68 @@ def test_mistake_is_named_with_file_key_and_cure(tmp_path, text, message):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(BadEndpoints, match=r"nowhere\.toml: cannot be read"):
         load_endpoints(tmp_path / "nowhere.toml", env={})
+
+
+NOTIFY = """
+    [endpoint.board]
+    connector = "webhook"
+    secrets = { webhook = ["env:S"] }
+"""
+
+
+def board_of(tmp_path: Path, text: str) -> Endpoint:
+    path = tmp_path / "connectors.toml"
+    path.write_text(text)
+    env = {"S": "whsec_" + "A" * 40, "URL": "https://crm.example/x?token=hush"}
+    return load_endpoints(path, env=env)["board"]
+
+
+def test_groups_and_systems_that_hear_of_notes(tmp_path: Path) -> None:
+    board = board_of(
+        tmp_path,
+        NOTIFY
+        + """
+        daily_cap = 5
+        [[endpoint.board.notify]]
+        connector = "wecom_robot"
+        url = "https://qyapi.weixin.qq.com/cgi-bin/webhook/send?key=demo"
+        [[endpoint.board.notify]]
+        connector = "wecom_robot"
+        url = "https://qyapi.weixin.qq.com/cgi-bin/webhook/send?key=demo"
+        on = ["done"]
+        [endpoint.board.events]
+        url = "env:URL"
+        secret = "env:S"
+        """,
+    )
+
+    assert [one.on for one in board.notify] == [("live", "failed"), ("done",)]
+    assert board.daily_cap == 5
+    assert board.events is not None
+    assert board.events.url.get_secret_value().endswith("hush")
+    assert "hush" not in repr(board)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('notify = { connector = "webhook" }', "endpoint.board.notify.connector: webhook posts no"),
+        ("notify = { }", "endpoint.board.notify.connector: missing"),
+        ('events = { url = "https://x.example" }', "endpoint.board.events.secret: Field required"),
+        (
+            'events = { url = "https://x.example", secret = "whsec_plain" }',
+            "may not stand in this file",
+        ),
+        ('events = { url = "ftp://x", secret = "env:S" }', "endpoint.board.events.url: must be an"),
+        (
+            'events = { url = "https://x.example", secret = "env:S", urll = [] }',
+            "endpoint.board.events.urll: unknown key; did you mean 'url'?",
+        ),
+        ("daily_cap = 0", "endpoint.board.daily_cap: must be a number of episodes, 1 or more"),
+    ],
+)
+def test_what_hears_of_notes_is_checked(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadEndpoints) as refused:
+        board_of(tmp_path, NOTIFY + text)
+
+    assert message in str(refused.value)

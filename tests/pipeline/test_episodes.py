@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from engine.backends.tone import decode, sentence_code
+from engine.base import AudioChunk
+from engine.utterance import Utterance
 from pipeline import audio, episode_view, models
 from pipeline.audio import AudioBroken
 from pipeline.episodes import produce
@@ -368,3 +371,19 @@ def test_what_is_not_said_is_told(house: House) -> None:
     shown = episode_view.show(house.services, key)
     assert shown["status"] == "done"
     assert any("notes.example" in one["text"] for one in shown["remarks"]["skipped"])
+
+
+def test_what_the_engine_remarks_is_kept_with_the_episode(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emit = Utterance.emit
+
+    def remarking(utterance: Utterance, chunk: AudioChunk) -> None:
+        said = ("sentence 1 may be cut off",) if chunk.last and chunk.seg == 0 else ()
+        emit(utterance, replace(chunk, remarks=said))
+
+    monkeypatch.setattr(Utterance, "emit", remarking)
+    key = speak(house)
+
+    shown = episode_view.show(house.services, key)
+    assert shown["remarks"]["warnings"] == ["sentence 1 may be cut off"]

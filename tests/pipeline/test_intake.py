@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from connectors.base import Note, NoteEvent, NoteRef
 from pipeline import ids, intake, models
 from pipeline.database import Database
-from pipeline.intake import Door, Taken
+from pipeline.intake import Door, Taken, Terms
 from pipeline.links import Links
 from streaming.tokens import KeyRing
 
@@ -169,8 +169,8 @@ def test_a_deleted_row_ends_its_episode_and_makes_none(
 def test_a_note_for_a_schedule_is_kept_without_an_episode(
     database: Database, links: Links, door: Door
 ) -> None:
-    kept = take(database, links, door, event(ref="row-1"), speak_now=False)
-    again = take(database, links, door, event(ref="row-1"), speak_now=False)
+    kept = take(database, links, door, event(ref="row-1"), terms=Terms(speak_now=False))
+    again = take(database, links, door, event(ref="row-1"), terms=Terms(speak_now=False))
 
     assert (kept.accepted.status, again.accepted.duplicate) == ("kept", True)
     assert count(database, models.note, models.episode) == [1, 0]

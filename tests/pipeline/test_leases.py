@@ -117,7 +117,7 @@ def test_only_what_is_worked_on_is_renewed(
     held = [mine.episode_id, theirs.episode_id]
     kept = leases.renew(database, worker, held, lease_ms=LEASE_MS)
 
-    assert kept == {mine.episode_id: mine.fence}
+    assert kept == {mine.episode_id: leases.Renewed(mine.fence, 0)}
     assert {one.key for one in reap(database)} == {
         row(database, one.episode_id).key for one in (forgotten, theirs)
     }

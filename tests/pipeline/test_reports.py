@@ -405,7 +405,7 @@ def test_a_wrong_name_is_answered_with_the_views(database: Database) -> None:
         ask(database, "v_minuets")
 
     assert "v_minuets" in str(refused.value)
-    assert "views are: v_backlog, v_dead, " in str(refused.value)
+    assert "views are: v_alarms, v_backlog, " in str(refused.value)
 
 
 def test_a_mistake_is_told_in_the_databases_words(database: Database) -> None:

@@ -87,3 +87,31 @@ def test_codes_and_messages_fit_their_columns() -> None:
 
     assert len(long.code) <= 32
     assert len(wordy.message) == 500
+
+
+def test_events_are_repeated_by_the_table_of_the_standard() -> None:
+    waits = [
+        retry.decide_event(ToolUnavailable("answered 500"), tries=tries).after_ms
+        for tries in range(1, 11)
+    ]
+
+    assert waits.pop() is None
+    for wait_ms, table_s in zip(
+        waits, (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400), strict=True
+    ):
+        assert wait_ms is not None
+        assert table_s <= wait_ms / 1_000 <= table_s * 1.2
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (ToolRefused("answered 400", code="400"), True),
+        (ToolRefused("answered 302", code="302"), True),
+        (ToolRefused("answered 410", code="410"), False),
+        (ToolRefused("leads inside", code="unsafe_address"), False),
+        (ValueError("ours"), False),
+    ],
+)
+def test_only_a_farewell_ends_an_event(error: Exception, again: bool) -> None:
+    assert (retry.decide_event(error, tries=1).after_ms is not None) is again

@@ -20,7 +20,7 @@ from pipeline.episodes import produce
 from pipeline.live import make_gateway
 from pipeline.up import new_key
 from pipeline.web import make_web
-from pipeline.web.files import _range
+from pipeline.web.files import byte_range
 from streaming.server import websocket_protocol
 from tests.pipeline.house import House, open_house
 
@@ -239,4 +239,4 @@ def test_the_player_page_runs_no_foreign_code(door: Door) -> None:
 def test_ranges_are_read_as_the_standard_says(
     header: str | None, found: tuple[int, int] | None
 ) -> None:
-    assert _range(header, 100) == found
+    assert byte_range(header, 100) == found
