@@ -9,7 +9,6 @@ Source: W3C WebVTT, sections 4.1 and 6.4; SubRip as written by Zoom and players.
 
 from __future__ import annotations
 
-import html
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,8 +21,8 @@ _TIMES = re.compile(
     r"\s*(?:\d{1,3}:)?\d{1,2}:\d{2}[.,]\d{1,3}\s*-->\s*(?:\d{1,3}:)?\d{1,2}:\d{2}[.,]\d{1,3}(?:\s.*)?"
 )
 _BLOCKS = ("NOTE", "STYLE", "REGION")
-_VOICE = re.compile(r"<v(?:\.[^\s<>]{0,60})?\s+(?P<name>[^<>]{1,80})>")
-_TAG = re.compile(r"</?[A-Za-z0-9.:]{0,60}(?:\s[^<>]{0,80})?>")
+_VOICE = re.compile(r"<(?P<mark>v(?:\.[^\s<>]{0,60})?)\s+(?P<name>[^<>]{1,80})>")
+_VOICE_END = "</v>"
 _NAMED = re.compile(r"(?P<name>[^\W\d_][\w .·'’()-]{0,38}?)\s*[:：]\s*(?P<said>.+)", re.DOTALL)
 _MAX_TURN_CHARACTERS = 1_000
 _MAX_NAME_CHARACTERS = 20
@@ -101,8 +100,8 @@ def _cues(text: str, cleaner: Cleaner) -> Iterator[str]:
 
 def _turns(cue: str, seen: Counter[str], cleaner: Cleaner) -> Iterator[_Turn]:
     """Who says what in one cue: by voice tags, else by a name and a colon; counts the names."""
-    parts = _VOICE.split(cue)
-    if before := _plain(parts[0]):
+    tags = list(_VOICE.finditer(cue))
+    if before := _spaced(cue[: tags[0].start()] if tags else cue):
         named = _NAMED.fullmatch(before)
         if named:
             name = _short_name(named["name"], cleaner)
@@ -110,13 +109,17 @@ def _turns(cue: str, seen: Counter[str], cleaner: Cleaner) -> Iterator[_Turn]:
             yield _Turn(name, named["said"])
         else:
             yield _Turn("", before)
-    for tag, words in zip(parts[1::2], parts[2::2], strict=True):
-        name = _short_name(_plain(tag), cleaner)
+    ends = [*(tag.start() for tag in tags[1:]), len(cue)]
+    for tag, end in zip(tags, ends, strict=False):  # without a tag there is nothing to end
+        cleaner.skip(tag["mark"], "markup")
+        name = _short_name(cleaner.clean(tag["name"]), cleaner)
         seen[name] += 2  # a tag names a person for certain
-        if said := _plain(words):
+        if said := _spaced(cue[tag.end() : end].removesuffix(_VOICE_END)):
             yield _Turn(name, said)
         else:
             cleaner.skip(name, "speaker label")
+        if cue[tag.end() : end].endswith(_VOICE_END):
+            cleaner.skip(_VOICE_END, "markup")
 
 
 def _short_name(name: str, cleaner: Cleaner) -> str:
@@ -131,5 +134,6 @@ def _short_name(name: str, cleaner: Cleaner) -> str:
     return kept[:_MAX_NAME_CHARACTERS]
 
 
-def _plain(text: str) -> str:
-    return " ".join(html.unescape(_TAG.sub("", text)).split())
+def _spaced(text: str) -> str:
+    """One line; what else is markup in it, the reader takes out of every line."""
+    return " ".join(text.split())
