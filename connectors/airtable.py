@@ -176,7 +176,7 @@ class Airtable(TableConnector):
         key = f"ping/{ping.webhook.id}/{ping.timestamp}"[:200]
         return [NoteEvent(key, NoteRef(self.endpoint, self._base), kind="ping")]
 
-    def answer(self, accepted: Accepted) -> Reply:
+    def answer(self, accepted: Accepted, hook: Hook) -> Reply:
         """Airtable wants 200 and an empty body."""
         return Reply(200)
 

@@ -106,6 +106,7 @@ class Note:
         schedule: when to speak; None is now.
         callback_url: where the sender wants to hear about progress.
         ready: the row's trigger says speak; False keeps it silent. Not part of the fingerprint.
+        trigger: what the trigger column holds, for schedules that take some of its values only.
         warnings: sentences about cells that could not be used as they are.
     """
 
@@ -123,6 +124,7 @@ class Note:
     modified_at: datetime | None = None
     callback_url: str = ""
     ready: bool = True
+    trigger: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -351,8 +353,8 @@ class Connector:
         """
         return []
 
-    def answer(self, accepted: Accepted) -> Reply:
-        """Tell the sender that its event is stored."""
+    def answer(self, accepted: Accepted, hook: Hook) -> Reply:
+        """Tell the sender that its event is stored; of many in one `hook`, the last one."""
         return Reply.of(200 if accepted.duplicate else 202, _answer_content(accepted))
 
     def refuse(self, error: ConnectorError) -> Reply:

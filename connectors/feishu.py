@@ -178,9 +178,9 @@ class Feishu(TableConnector):
             return []
         return self._changes(event_id, event) if event.get("table_id") == self._app.table else []
 
-    def answer(self, accepted: Accepted) -> Reply:
+    def answer(self, accepted: Accepted, hook: Hook) -> Reply:
         """Always 200: an automation stops at any other status, the event service tries again."""
-        return Reply(200, super().answer(accepted).body)
+        return Reply(200, super().answer(accepted, hook).body)
 
     def refuse(self, error: ConnectorError) -> Reply:
         """A genuine event that cannot be read is taken, or it would be repeated for hours."""
@@ -195,7 +195,7 @@ class Feishu(TableConnector):
             if said and said != ours:
                 raise Malformed(f"/{name}", f"/{name}: this endpoint reads {ours}")
         at = row.at or hook.headers.get("x-notecast-event") or hook.received_at.isoformat()
-        return NoteEvent(f"{row.record}:{at}"[:200], self._ref(row.record))
+        return NoteEvent(f"{row.record}:{at}"[:200], self._ref(row.record), asked=True)
 
     def _changes(self, event_id: str, event: Mapping[str, Any]) -> list[NoteEvent]:
         """One thin event a row, whatever happened to it in between."""

@@ -87,6 +87,8 @@ class FeishuAutomation(Connector):
 
     name: ClassVar[str] = "feishu_automation"
     max_body_bytes: ClassVar[int] = 256 << 10
+    # our answer brings the link; each write starts the Base's flow, so only the end is worth one
+    shows: frozenset[EpisodeState] = frozenset(("done", "failed"))
 
     class Secrets(BaseModel):
         """`token`: current and previous bearer; `write_back`: the Base's webhook trigger token."""
@@ -139,9 +141,9 @@ class FeishuAutomation(Connector):
         fields = row.model_dump(exclude={"base", "table", "record", "at"})
         return [NoteEvent(key[:200], ref, note=Note(ref=ref, **fields))]
 
-    def answer(self, accepted: Accepted) -> Reply:
+    def answer(self, accepted: Accepted, hook: Hook) -> Reply:
         """Always 200: any other status stops the automation before it stores the link."""
-        reply = super().answer(accepted)
+        reply = super().answer(accepted, hook)
         return Reply(200, reply.body)
 
     def write_back(self, ref: NoteRef, patch: NotePatch) -> None:

@@ -113,9 +113,9 @@ class FeishuMinutes(Connector):
             raise Malformed("/event/minute_token", "/event/minute_token: missing")
         return [NoteEvent(delivery_key(event_id, token), self._ref(token))]
 
-    def answer(self, accepted: Accepted) -> Reply:
+    def answer(self, accepted: Accepted, hook: Hook) -> Reply:
         """Always 200: at any other status the event service tries again."""
-        return Reply(200, super().answer(accepted).body)
+        return Reply(200, super().answer(accepted, hook).body)
 
     def refuse(self, error: ConnectorError) -> Reply:
         """A genuine event that cannot be read is taken, or it would be repeated for hours."""

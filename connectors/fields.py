@@ -79,7 +79,7 @@ _CODE = re.compile("[a-z]{2}")
 _WEIGHTS = re.compile(
     r"[\w ]{1,20}:\s*(0(\.\d+)?|1(\.0+)?)(\s*,\s*[\w ]{1,20}:\s*(0(\.\d+)?|1(\.0+)?))*"
 )
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ADDRESS = re.compile(r"[/\\]|\.\.|[A-Za-z][A-Za-z0-9+.-]+:(?![\d.])")  # a share may follow a colon
 _TEXTUAL: tuple[ColumnKind, ...] = ("text", "other")
 _WRITES: Mapping[str, tuple[ColumnKind, ...]] = {
     "status": (*_TEXTUAL, "select"),
@@ -107,6 +107,14 @@ class Trigger(_Table):
         wanted = {self.equals} if isinstance(self.equals, str) else set(self.equals)
         said = {text_of(cell).strip(), *list_of(cell)}
         return bool({one.casefold() for one in wanted} & {one.casefold() for one in said})
+
+    def said(self, cell: Cell) -> str:
+        """Which of the values the cell holds, as the configuration writes it; empty if none."""
+        if isinstance(self.equals, bool):
+            return ""
+        wanted = [self.equals] if isinstance(self.equals, str) else self.equals
+        said = {one.casefold() for one in (text_of(cell).strip(), *list_of(cell))}
+        return next((one for one in wanted if one.casefold() in said), "")
 
 
 class Source(_Table):
@@ -262,6 +270,7 @@ def note_from(
         detail=reader.detail(),
         modified_at=modified_at,
         ready=bool(text.strip()) and config.trigger.fits(reader.named(config.trigger.column)),
+        trigger=config.trigger.said(reader.named(config.trigger.column)),
         warnings=tuple(reader.warnings),
     )
 
@@ -303,8 +312,8 @@ class _Reader:
 
     def voice(self) -> str:
         text = self.text("voice")
-        if _ADDRESS.match(text):
-            self.warn("voice", text, "is an address; a voice is a name of [voices]")
+        if _ADDRESS.search(text):
+            self.warn("voice", text, "is an address or a path; a voice is a name of [voices]")
             return ""
         return text[:100]
 

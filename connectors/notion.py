@@ -67,6 +67,7 @@ VERSION = "2025-09-03"
 PAGE_TEXT = "@page"
 OLDEST_S = 48 * 3_600.0
 AHEAD_S = 300.0
+PASSES = 3  # times that a long walk is repeated
 OVERLAP_S = 120.0
 PAGE_SIZE = 100
 MAX_CALLS = 200  # for the blocks of one page
@@ -202,9 +203,9 @@ class Notion(TableConnector):
         changed = frozenset(unquote(one) for one in event.data.updated_properties) or None
         return [NoteEvent(event.id, ref, changed=changed, occurred_at=event.timestamp)]
 
-    def answer(self, accepted: Accepted) -> Reply:
+    def answer(self, accepted: Accepted, hook: Hook) -> Reply:
         """Always 200: Notion repeats what is answered otherwise."""
-        return Reply(200, super().answer(accepted).body)
+        return Reply(200, super().answer(accepted, hook).body)
 
     def refuse(self, error: ConnectorError) -> Reply:
         """A genuine message that we cannot read is taken: repeating it would not mend it."""
@@ -229,20 +230,32 @@ class Notion(TableConnector):
     def backfill(self, cursor: Cursor) -> Iterator[Page]:
         """Pages edited since the cursor's minute, oldest first, two minutes earlier to be safe.
 
-        The cursor is `{"since": time}`; in the midst of a walk with `next` and `newest`.
+        Pages that we write to move to the end, so others may slip from one answer to the next: a
+        walk of several answers that met ready pages is walked again from where it began, a few
+        times at most, for pages may stay ready.
+
+        The cursor is `{"since": time}`, with `passes` if it is to be walked again; in the midst of
+        a walk with `next`, `newest` and `ready`.
         """
         at = dict(cursor.value or {})
         since, following = _time(at.get("since")), at.get("next")
         newest = str(at.get("newest") or at.get("since") or "")
+        passes, ready = int(at.get("passes", 0)), bool(at.get("ready"))
+        is_long = following is not None
         while True:
             answer = self._query(since, following)
             pages = [page for page in answer.get("results") or () if page.get("object") == "page"]
             newest = max([newest, *(str(page.get("last_edited_time", "")) for page in pages)])
             following = answer.get("next_cursor") if answer.get("has_more") else None
+            events = tuple(event for page in pages for event in self._found(page))
+            ready = ready or bool(events)
+            is_long = is_long or following is not None
             value: dict[str, Any] = {"since": newest} if newest else {}
             if following:
                 value = {"since": at.get("since"), "next": following, "newest": newest}
-            events = tuple(event for page in pages for event in self._found(page))
+                value |= {"passes": passes, "ready": ready}
+            elif is_long and ready and passes < PASSES:
+                value = {"since": at.get("since"), "passes": passes + 1}
             yield Page(events, Cursor(value, OVERLAP_S), is_last=following is None)
             if following is None:
                 return

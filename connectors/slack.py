@@ -199,8 +199,10 @@ class Slack(Connector):
             return self._shortcut(parse_json(form["payload"].encode()))
         return self._command(form) if "command" in form else []
 
-    def answer(self, accepted: Accepted) -> Reply:
-        """A message that only the author of a command sees; events and shortcuts ignore it."""
+    def answer(self, accepted: Accepted, hook: Hook) -> Reply:
+        """A message that only a command's author sees; to anything else Slack wants no words."""
+        if not _is_command(hook.body):
+            return Reply(200)
         if accepted.listen_url:
             text = f"Queued. <{accepted.listen_url}|Listen live> as soon as it begins."
         elif accepted.status == "kept":
@@ -432,6 +434,10 @@ def _form(body: bytes) -> dict[str, str]:
     except ValueError:
         raise Malformed("", "the body is neither JSON nor a form") from None
     return dict(pairs)
+
+
+def _is_command(body: bytes) -> bool:
+    return body.lstrip()[:1] != b"{" and "command" in _form(body)
 
 
 def _response_path(url: str) -> str:

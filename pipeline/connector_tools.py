@@ -149,10 +149,11 @@ def crowded_schedules(services: Services) -> list[str]:
     for spec in parse_schedules(document.get("schedule", {})):
         endpoint = services.endpoint_or_none(spec.endpoint)
         names = [one.connector.name for one in endpoint.notify] if endpoint is not None else []
-        if spec.cron.split()[0] in ("0", "30") and any("feishu" in name for name in names):
+        is_crowded = spec.cron.split()[0] in ("0", "30") and not spec.jitter
+        if is_crowded and any("feishu" in name for name in names):
             found.append(
                 f"schedule.{spec.name}: Feishu turns robots away at full and half hours (11232); "
-                "choose another minute"
+                'choose another minute, or write jitter = "90s"'
             )
     return found
 

@@ -71,7 +71,7 @@ class Doors:
             events = endpoint.connector.events(verified, hook)
         except Malformed as error:
             return self._keep_malformed(endpoint, error, digest)
-        return self._store(endpoint, events, digest, labels)
+        return self._store(endpoint, hook, events, digest, labels)
 
     def refresh(self, max_age_s: float) -> None:
         """Give connectors what workers and operators have left for them since."""
@@ -121,7 +121,12 @@ class Doors:
         return Received(endpoint.connector.refuse(error))
 
     def _store(
-        self, endpoint: Endpoint, events: Sequence[NoteEvent], digest: str, labels: set[str]
+        self,
+        endpoint: Endpoint,
+        hook: Hook,
+        events: Sequence[NoteEvent],
+        digest: str,
+        labels: set[str],
     ) -> Received:
         services = self._services
         door = services.doors[endpoint.name]
@@ -144,7 +149,7 @@ class Doors:
                 )
         reply = Reply.of(200, {"ok": True})
         if taken:
-            reply = endpoint.connector.answer(taken[-1].accepted)
+            reply = endpoint.connector.answer(taken[-1].accepted, hook)
         return Received(reply, taken)
 
     def _note_signs(self, connection: sa.Connection, endpoint: Endpoint, labels: set[str]) -> None:

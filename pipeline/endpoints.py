@@ -25,6 +25,9 @@
     secret = ["env:NC_EVENTS_SECRET"]
     on = ["note.finished", "note.failed"]
 
+    [sections]                    # what a team calls the sections of its notes
+    decision = ["Verdict"]
+
 Secrets are references, `env:NAME` or `file:path` beside the file, never text. Anything wrong ends
 in a `BadEndpoints` that names file, key and cure.
 """
@@ -54,10 +57,12 @@ from connectors.payload import DurationRule, Lang, Name
 from connectors.registry import CONNECTORS, make_connector
 from connectors.signing import webhook_key
 from connectors.webhook import EVENT_TYPES, EventType
+from pipeline.script import SECTION_NAMES, SectionNames
+from pipeline.script.words import SECTION_ROLES, plain_name
 
 _ADDRESS = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VOICE = re.compile(r"[\w.:, -]{1,200}")
-_TOP = ("endpoint", "voices", "schedule")  # schedules are read where they run
+_TOP = ("endpoint", "voices", "sections", "schedule")  # schedules are read where they run
 _OWN = ("connector", "id", "speak", "fields", "voices", "notify", "events", "daily_cap")
 _NOTIFY_OWN = ("connector", "on")
 
@@ -181,14 +186,10 @@ def load_endpoints(path: Path, *, env: Mapping[str, str]) -> dict[str, Endpoint]
     Raises:
         BadEndpoints: unreadable file, unknown key, missing secret, doubled address, ...
     """
-    try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadEndpoints(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise BadEndpoints(f"{path}: not TOML: {error}") from None
+    document = _read(path)
     try:
         _check_keys("", document, _TOP)
+        _section_names(document)
         library = _voice_map("voices", document.get("voices", {}))
         tables = _table("endpoint", document.get("endpoint", {}))
         endpoints = {
@@ -199,6 +200,40 @@ def load_endpoints(path: Path, *, env: Mapping[str, str]) -> dict[str, Endpoint]
     except ConfigError as error:
         raise BadEndpoints(f"{path}: {error}") from None
     return endpoints
+
+
+def load_section_names(path: Path) -> SectionNames:
+    """What sections of notes are called: the words everybody has, and those of the file.
+
+    Raises:
+        BadEndpoints: unreadable file, or a `[sections]` that cannot be used.
+    """
+    try:
+        return _section_names(_read(path))
+    except ConfigError as error:
+        raise BadEndpoints(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadEndpoints(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadEndpoints(f"{path}: not TOML: {error}") from None
+
+
+def _section_names(document: Mapping[str, Any]) -> SectionNames:
+    sections = _table("sections", document.get("sections", {}))
+    for role, names in sections.items():
+        if role not in SECTION_ROLES:
+            cure = f"no kind of section; known: {', '.join(SECTION_ROLES)}"
+            raise ConfigError(f"sections.{role}", cure)
+        if not isinstance(names, list) or not all(
+            isinstance(name, str) and plain_name(name) for name in names
+        ):
+            raise ConfigError(f"sections.{role}", 'must list names: ["...", "..."]')
+    return SECTION_NAMES.with_more(sections)
 
 
 def _endpoint(

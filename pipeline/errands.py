@@ -32,11 +32,13 @@ from pipeline import (
 from pipeline.carriers import Tools
 from pipeline.database import affected, now_ms, rows
 from pipeline.errors import DatabaseUnavailable, Refused
-from pipeline.models import batch_run, endpoint, episode, episode_note, note
+from pipeline.models import endpoint, episode, episode_note, note
 from pipeline.notes import note_to_json
 from pipeline.services import Services
 
 log = logging.getLogger(__name__)
+
+_WALK_LOOK_MS = 500
 
 
 class RowGone(Refused):
@@ -153,10 +155,11 @@ class Errands:
         self._id = worker_id
         self._tools = Tools(services)
         look_s = services.settings.look_s
+        self._walking = _Loop("duties", self._duties, look_s, threads=4)
         self._loops = (
             _Loop("effects", self._carry_out, look_s, threads=8),
             _Loop("reads", self._read, look_s, threads=4),
-            _Loop("duties", self._duties, look_s, threads=4),
+            self._walking,
             _Loop("runs", self._expand, look_s, threads=1),
         )
 
@@ -308,18 +311,18 @@ class Errands:
                 write_backs.buried(self._services, connection, row["id"])
 
     def _expand(self, crew: _Crew) -> float | None:
-        """Turn due batch runs into episodes."""
-        with self._services.database.read() as connection:
-            due = list(
-                connection.execute(
-                    sa.select(batch_run.c.id)
-                    .where(batch_run.c.state.in_(("due", "selecting")))
-                    .order_by(batch_run.c.fire_ms)
-                ).scalars()
-            )
-        for run_id in due:
-            schedule.expand(self._services.database, run_id, create_episode=self._create_episode)
-        return None
+        """Turn due batch runs into episodes, once their rows were looked through."""
+        services = self._services
+        ready, wait_ms = schedule.ready_runs(services.database)
+        for run in ready:
+            until_ms = walks.before_run(services, run.endpoint, run.begin_ms)
+            if until_ms is None:
+                self._walking.wake()
+                wait_ms = _WALK_LOOK_MS
+                continue
+            schedule.walked(services.database, run.id, until_ms)
+            schedule.expand(services.database, run.id, create_episode=self._create_episode)
+        return wait_ms / 1_000 if wait_ms is not None else None
 
     def _create_episode(
         self, connection: sa.Connection, notes: Sequence[Mapping[str, Any]], order: schedule.Order

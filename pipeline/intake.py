@@ -35,6 +35,7 @@ from pipeline.models import (
     tenant,
 )
 from pipeline.notes import note_to_json
+from pipeline.script import Script
 
 WakeUps = tuple[tuple[int, str], ...]
 
@@ -214,6 +215,16 @@ def take_event(
             delivery_id=delivery_id,
             asked_by=asked_by,
         )
+    known = _known_note(connection, door, event.ref) if terms.reads else None
+    if known is not None:
+        # our own writes may be why somebody asks again: the row is read first, then judged
+        wake_ups = want_reading(database, connection, door, event)
+        earlier = _standing(connection, known.id)
+        if earlier is None:
+            return Taken(_NOTED, wake_ups=wake_ups)
+        url = _link_of(connection, links, earlier)
+        accepted = Accepted(earlier.key, status_of(earlier.state), url, duplicate=True)
+        return Taken(accepted, earlier.id, wake_ups)
     note_id, revision = _keep_note(database, connection, door, event.ref, None)
     superseded = _cancel_older(connection, note_id) if revision > 1 else ()
     made = _make(
@@ -242,11 +253,15 @@ def take_note(
     if not content.ready:
         return Taken(_IGNORED)
     known = _known_note(connection, door, content.ref)
+    if known is not None and not known.fingerprint:
+        earlier = _standing(connection, known.id)
+        if earlier is not None and earlier.state == "received":  # it will read the row itself
+            return _point_to(connection, links, earlier, content, terms)
     is_same = known is not None and known.fingerprint == content.fingerprint
     if known is not None and is_same:
-        if not terms.speak_now:
+        if not terms.speak_now and (known.trigger or "") == content.trigger:
             return Taken(_KEPT)
-        earlier = _standing(connection, known.id, casting)
+        earlier = _standing(connection, known.id, casting) if terms.speak_now else None
         if earlier is not None:
             return _point_to(connection, links, earlier, content, terms)
     note_id, revision = _keep_note(database, connection, door, content.ref, content)
@@ -265,6 +280,50 @@ def take_note(
         asked_by=asked_by,
     )
     return replace(made, cancelled=superseded)
+
+
+def take_script(
+    database: Database,
+    links: Links,
+    door: Door,
+    script: Script,
+    *,
+    delivery_key: str,
+    wishes: Mapping[str, Any],
+    asked_by: str,
+) -> Taken:
+    """Make an episode of a finished script, once for each delivery key; no row is written.
+
+    Args:
+        wishes: as episodes keep them: `casting`, and `heard` for the voices of an earlier one.
+        asked_by: the link or key whose holder asked.
+
+    Raises:
+        DatabaseUnavailable: nothing was stored, or (lost in the commit) it is there under its key.
+    """
+    said = "\n".join(segment.text for segment in script.segments())
+    content = Note(NoteRef(""), said, title=script.title, lang=script.lang)
+    event = NoteEvent(delivery_key, content.ref, note=content, asked=True)
+    with database.write() as connection:
+        delivery_id = _deliver(database, connection, door, event, script.digest())
+        if delivery_id is None:
+            return Taken(_accepted_before(connection, links, door, event))
+        made = create_episode(
+            connection,
+            links,
+            door,
+            notes=(),
+            content=content,
+            casting=wishes["casting"],
+            delivery_id=delivery_id,
+            asked_by=asked_by[:80],
+        )
+        connection.execute(
+            episode.update()
+            .where(episode.c.id == made.episode_id)
+            .values(script=script.kept(), wishes=dict(wishes))
+        )
+    return made
 
 
 def _make(
@@ -319,7 +378,9 @@ def _known_note(connection: sa.Connection, door: Door, ref: NoteRef) -> Any:
     if not ref.key:
         return None
     return connection.execute(
-        sa.select(note.c.id, note.c.fingerprint).where(_of_row(door, ref))
+        sa.select(
+            note.c.id, note.c.fingerprint, note.c.content["trigger"].as_string().label("trigger")
+        ).where(_of_row(door, ref))
     ).first()
 
 
@@ -332,8 +393,10 @@ def _of_row(door: Door, ref: NoteRef) -> sa.ColumnElement[bool]:
     )
 
 
-def _standing(connection: sa.Connection, note_id: str, casting: Mapping[str, str]) -> Any:
-    """The newest episode of a note, if it was or will be heard, in these voices."""
+def _standing(
+    connection: sa.Connection, note_id: str, casting: Mapping[str, str] | None = None
+) -> Any:
+    """The newest episode of a note, if it was or will be heard; in these voices, if any."""
     row = connection.execute(
         sa.select(episode)
         .join(episode_note, episode_note.c.episode_id == episode.c.id)
@@ -341,9 +404,9 @@ def _standing(connection: sa.Connection, note_id: str, casting: Mapping[str, str
         .order_by(episode.c.id.desc())
         .limit(1)
     ).first()
-    if row is None or row.state in ("dead", "cancelled") or row.wishes["casting"] != dict(casting):
+    if row is None or row.state in ("dead", "cancelled"):
         return None
-    return row
+    return row if casting is None or row.wishes["casting"] == dict(casting) else None
 
 
 def _point_to(
@@ -445,7 +508,7 @@ def create_episode(
     """Insert an episode with its listener link and wake-up into an open transaction.
 
     Args:
-        notes: (note id, revision) in speaking order.
+        notes: (note id, revision) in speaking order; without any, no row is written.
         content: the note where it is known; None leaves the episode `received` until it was read.
         batch_run_id: makes it batch work, behind everybody who waits.
         refused: reason code; the episode is dead from the beginning, and a person may revive it.
@@ -489,13 +552,14 @@ def create_episode(
             "hour": now.strftime("%Y-%m-%dT%H"),
         },
     )
-    connection.execute(
-        _INSERT_EPISODE_NOTE,
-        [
-            {"episode_id": episode_id, "position": n, "note_id": note_id, "revision": revision}
-            for n, (note_id, revision) in enumerate(notes)
-        ],
-    )
+    if notes:
+        connection.execute(
+            _INSERT_EPISODE_NOTE,
+            [
+                {"episode_id": episode_id, "position": n, "note_id": note_id, "revision": revision}
+                for n, (note_id, revision) in enumerate(notes)
+            ],
+        )
     leases.log_states(connection, [(episode_id, 0)], state, actor="intake")
     url = links.create(connection, episode_id=episode_id, key=key)
     topic = {"queued": queue, "received": "read"}.get(state)

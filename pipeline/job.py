@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from connectors.base import NoteRef
-from engine.base import Plan, SpeechRequest
+from engine.base import Plan, SpeechRequest, Voice
 from pipeline.audio import AUDIO_PROFILE
 from pipeline.control import Command, Effect, Wishes, commands_of, fold, voice_of
 from pipeline.errors import LostLease, Refused
 from pipeline.models import LEASED, endpoint, episode, episode_note, note
 from pipeline.notes import note_from_json
-from pipeline.script import Script, cast, compose, merge, to_request
+from pipeline.script import Script, cast, compose, merge, speaker_languages, to_request
 from pipeline.speaker import Held
 
 if TYPE_CHECKING:
@@ -41,11 +40,12 @@ class Job:
         wishes: what was ordered while it was spoken.
         revisions: the orders that made them, as far as they decide the sound.
         remarks: the engine's about sentences it spoke in this attempt, by their number.
+        troupe: as `casting`, with those who speak in the chapters that the script offers.
+        warnings: about cells that could not be used as they are.
     """
 
     row: Mapping[str, Any]
     endpoint: str
-    refs: tuple[NoteRef, ...]
     script: Script
     casting: Mapping[str, str]
     duration: str
@@ -55,6 +55,8 @@ class Job:
     wishes: Wishes = field(default_factory=Wishes)
     revisions: tuple[dict[str, Any], ...] = ()
     remarks: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    troupe: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -63,15 +65,11 @@ class Job:
 
     def kept_script(self) -> dict[str, Any]:
         """The script as the episode keeps it, with what people should know about its speech."""
-        remarks = {
-            "degraded": list(self.plan.degraded),
-            "warnings": [
-                *self.plan.warnings,
-                *(one for _, said in sorted(self.remarks.items()) for one in said),
-            ],
-            "skipped": [asdict(one) for one in self.script.skipped],
-        }
-        return self.script.to_dict() | {"remarks": remarks}
+        said = [one for _, remarks in sorted(self.remarks.items()) for one in remarks]
+        kept = self.script.kept(
+            degraded=self.plan.degraded, warnings=[*self.warnings, *self.plan.warnings, *said]
+        )
+        return kept | {"voices": dict(self.troupe)}
 
     @property
     def key(self) -> str:
@@ -92,18 +90,14 @@ def prepare(services: Services, held: Held) -> Job:
     script = Script.from_dict(row["script"]) if row["script"] else None
     if script is None:
         roster = row["wishes"]["casting"]
-        scripts = [compose(one, roster=roster) for one in notes]
+        names = services.section_names
+        scripts = [compose(one, roster=roster, names=names) for one in notes]
         script = scripts[0] if len(scripts) == 1 else merge(row["title"], scripts)
     info = services.engine.info()
-    casting = cast(
-        script, services.engine.voices(), row["wishes"]["casting"], services.narrator(script.lang)
-    )
+    voices = services.engine.voices()
+    narrator = services.narrator(script.lang)
+    casting = cast(script, voices, _wanted(row["wishes"], script, voices), narrator)
     duration = notes[0].duration if len(notes) == 1 else ""
-    refs = tuple(
-        NoteRef(door, one["ref_container"], one["ref_table"], one["ref_key"])
-        for one in found
-        if one["ref_key"]
-    )
     held.deliver([one for one in commands if one.effect is None], head=row["command_head"])
     followed = [one for one in commands if one.effect is not None]
     revisions = tuple(_revision(one, one.effect) for one in followed if _revises(one))
@@ -112,7 +106,6 @@ def prepare(services: Services, held: Held) -> Job:
     return Job(
         dict(row),
         door,
-        refs,
         script,
         casting,
         duration,
@@ -121,7 +114,24 @@ def prepare(services: Services, held: Held) -> Job:
         _spec_hash(request, info.name, info.build, revisions),
         wishes,
         revisions,
+        troupe=cast(script.whole(), voices, _as_wishes(casting), narrator),
+        warnings=tuple(warning for one in notes for warning in one.warnings),
     )
+
+
+def _wanted(wishes: Mapping[str, Any], script: Script, voices: Sequence[Voice]) -> dict[str, str]:
+    """Who shall speak with which voice: as the note says, else as people have heard them."""
+    heard = wishes.get("heard", {})
+    if not heard:
+        return dict(wishes["casting"])
+    speaks = {voice.id: voice.lang for voice in voices}
+    languages = speaker_languages(script).items()
+    fitting = {who: heard[who] for who, lang in languages if speaks.get(heard.get(who)) == lang}
+    return {**_as_wishes(fitting), **wishes["casting"]}
+
+
+def _as_wishes(casting: Mapping[str, str]) -> dict[str, str]:
+    return {who or "default": voice for who, voice in casting.items()}
 
 
 def revise(engine: Engine, job: Job, command: Command, effect: Effect) -> Job:

@@ -11,7 +11,8 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -50,7 +51,7 @@ def census(gateway: Gateway) -> dict[str, Any]:
 
 @asynccontextmanager
 async def told(services: Services, gateway: Gateway) -> AsyncIterator[None]:
-    """Let others know what this gateway holds, while the block runs."""
+    """Let gateways know of each other's listeners, while the block runs."""
     task = asyncio.create_task(_tell(services.redis_url, gateway))
     try:
         yield
@@ -66,13 +67,7 @@ async def listening(services: Services, gateway: Gateway) -> dict[str, Any]:
     found = {gateway.node: census(gateway)}
     try:
         async with Redis.from_url(services.redis_url, socket_timeout=2.0) as client:
-            said: Any = await client.hgetall(_KEY)
-            for node, text in said.items():
-                other = json.loads(text)
-                if now - other["at"] <= BELIEVED_S:
-                    found.setdefault(node.decode(), other)
-                else:
-                    await client.hdel(_KEY, node)
+            found = await _others(client, gateway.node) | found
     except (RedisError, OSError) as error:
         log.info("other gateways cannot be asked: %s", error)
     sessions: dict[str, dict[str, Any]] = {}
@@ -98,13 +93,37 @@ async def listening(services: Services, gateway: Gateway) -> dict[str, Any]:
     }
 
 
+async def _others(client: Redis, node: str) -> dict[str, dict[str, Any]]:
+    """What the gateways other than `node` said lately; what is too old is removed."""
+    now, found = time.time(), {}
+    said: Any = await client.hgetall(_KEY)
+    for name, text in said.items():
+        other = json.loads(text)
+        if now - other["at"] > BELIEVED_S:
+            await client.hdel(_KEY, name)
+        elif name.decode() != node:
+            found[name.decode()] = other
+    return found
+
+
+def _by_session(gateways: Mapping[str, Mapping[str, Any]]) -> Counter[str]:
+    """How many listen to each session."""
+    counts: Counter[str] = Counter()
+    for one in gateways.values():
+        counts.update({sid: heard["listeners"] for sid, heard in one["sessions"].items()})
+    return counts
+
+
 async def _tell(url: str, gateway: Gateway) -> None:
     async with Redis.from_url(url, socket_timeout=2.0) as client:
         try:
             while True:
                 try:
                     await client.hset(_KEY, gateway.node, json.dumps(census(gateway)))
+                    if gateway.hosts:
+                        gateway.elsewhere = _by_session(await _others(client, gateway.node))
                 except (RedisError, OSError) as error:
+                    gateway.elsewhere = {}
                     log.debug("gateway not counted: %s", error)
                 await asyncio.sleep(EVERY_S)
         finally:

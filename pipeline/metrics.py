@@ -135,7 +135,7 @@ class _GatewayMetrics(Collector):
             ("notecast_limit_rejections", "What a limit kept out.", "limit", counters.refused),
         ):
             family = CounterMetricFamily(name, what, labels=(label,))
-            for kind, count in counts.items():
+            for kind, count in list(counts.items()):
                 family.add_metric((str(kind),), count)
             yield family
 

@@ -81,6 +81,8 @@ class Broadcast:
     Args:
         first_seg: the sentence this attempt begins with.
         earlier: the sentences spoken before, in order, by this attempt and those before it.
+        chapter: title of the chapter that a sentence begins for whoever heard another one last
+            (None: nothing); empty if it begins none.
 
     Attributes:
         first_audio_ms: database time at which the first frame of this attempt could be heard.
@@ -97,12 +99,14 @@ class Broadcast:
         lang: str,
         first_seg: int,
         earlier: Callable[[], Iterable[Spoken]],
+        chapter: Callable[[int, int | None], str] = lambda _seg, _last: "",
     ) -> None:
         self._chunks = chunks
         self._encoder = encoder
         self._held = held
         self._key = key
         self._earlier = earlier
+        self._chapter = chapter
         self._live = LiveEncoder(encoder)
         self._recent: list[tuple[AudioChunk, str]] = []  # published, sentence not kept yet
         self._meta = {"title": title, "lang": lang, "skip": str(self._live.skip)}
@@ -225,7 +229,9 @@ class Broadcast:
     ) -> Callable[[], object] | None:
         """Announce a sentence; gives what publishes its words, to be done behind a frame."""
         at_ms = self._session.dur_ms + pause_ms
-        self._patiently(lambda: self._session.sentence(seg, text))
+        last = max((one for one in self._session.segments if one < seg), default=None)
+        chapter = self._chapter(seg, last)
+        self._patiently(lambda: self._session.sentence(seg, text, chapter=chapter))
         if not words:
             return None
         timed = [(str(word), at_ms + start, at_ms + end) for word, start, end in words]

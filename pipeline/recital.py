@@ -100,6 +100,7 @@ class Recital:
             lang=job.script.lang,
             first_seg=self._next,
             earlier=lambda: self._spoken,
+            chapter=self._chapter_begun,
         )
         self.busy_ms = 0
 
@@ -439,14 +440,11 @@ class Recital:
 
     def _marks(self) -> list[ChapterMark]:
         """Chapters on the recording's timeline; one that has no sentence of its own is left out."""
-        first_turns = [start.turn for start in chapter_starts(self._job.script)]
         titles = [start.title for start in chapter_starts(self._job.script)]
         begins: dict[int, int] = {}
         at = 0
         for one in self._spoken:
-            turn = self._job.plan.sentences[one.seg].turn
-            chapter = sum(first <= turn for first in first_turns) - 1
-            begins.setdefault(max(chapter, 0), at * 1000 // SAMPLE_RATE_HZ)
+            begins.setdefault(self._chapter_of(one.seg), at * 1000 // SAMPLE_RATE_HZ)
             at += one.samples
         order = sorted(begins)
         ends = [begins[chapter] for chapter in order[1:]] + [at * 1000 // SAMPLE_RATE_HZ]
@@ -454,6 +452,18 @@ class Recital:
             ChapterMark(begins[chapter], end, titles[chapter])
             for chapter, end in zip(order, ends, strict=True)
         ]
+
+    def _chapter_of(self, seg: int) -> int:
+        """Number of the chapter that a sentence belongs to."""
+        turn = self._job.plan.sentences[seg].turn
+        return max(0, sum(one.turn <= turn for one in chapter_starts(self._job.script)) - 1)
+
+    def _chapter_begun(self, seg: int, last: int | None) -> str:
+        """Title of the chapter that sentence `seg` begins after `last`; empty if it begins none."""
+        chapter = self._chapter_of(seg)
+        if last is not None and self._chapter_of(last) == chapter:
+            return ""
+        return chapter_starts(self._job.script)[chapter].title
 
     def _cues(self) -> list[Cue]:
         cues, at = [], 0

@@ -55,17 +55,25 @@ def run_web(settings: Settings) -> None:
 
 def run_stream(settings: Settings, *, host: str, port: int) -> None:
     """Only `WS /v1/live`, on a port of its own; several may share it."""
+    from pipeline.listening import told
     from pipeline.live import make_gateway
+    from pipeline.metrics import Metrics
     from streaming.server import serve
 
     async def main() -> None:
         services = Services(settings)
         gateway = make_gateway(services)
+        metrics = Metrics(gateway, services.database)
+        gateway.metrics = metrics.text
         stop = asyncio.Event()
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, stop.set)
         try:
-            async with serve(host, port, gateway, reuse_port=True):
+            async with (
+                serve(host, port, gateway, reuse_port=True),
+                told(services, gateway),
+                metrics.watching(),
+            ):
                 log.info("gateway ready", extra={"port": port})
                 await stop.wait()
         finally:

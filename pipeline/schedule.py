@@ -4,39 +4,56 @@
 endpoint = "board"
 cron     = "55 8 * * 1-5"           # minute hour day month weekday
 timezone = "Asia/Shanghai"
-window   = "since_last"             # or a length: "24h", "7d"
+select   = { column = "Status", in = ["Ready"], since = "last_run" }  # or a length: "24h", "7d"
 combine  = "episode"                # one episode with a chapter per note; or "each"
 title    = "Morning notes {date}"   # also {time}, {count}, {schedule}; {title} with "each"
 voice    = "anna"
+notify   = ["board"]                # whose groups get the cards; without it the endpoint's own
+jitter   = "90s"                    # begins up to so much later, to keep off the crowded minute
 catch_up = "once"                   # fire times missed while down: skip, once, all ...
 grace    = "6h"                     # ... when they are no older than this
 enabled  = true
 
 sync     file -> schedule rows with next_ms
 tick     due rows -> batch_run (state due) + wake-up; UNIQUE (schedule, fire time) keeps it single
+walk     the endpoint looks through its rows first, so that none missed while down is left out
 expand   due -> selecting, page by page -> running, with its episodes
 episode_ended   running -> done, or failed when a note was not read
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
+from connectors.base import Connector
 from connectors.errors import nearest
+from connectors.fields import TableConnector
 from pipeline import ids, outbox
 from pipeline.cron import last_fire, next_fire
 from pipeline.database import Database, affected, now_ms, rows
 from pipeline.errors import Misconfigured, NotFound, PipelineError
 from pipeline.models import batch_item, batch_run, endpoint, episode, note, schedule
+
+if TYPE_CHECKING:
+    from pipeline.endpoints import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +75,35 @@ def _length_ms(value: object) -> int:
     return int(found[1]) * _UNITS_MS[found[2]]
 
 
-def _window_ms(value: object) -> int | None:
-    return None if value == "since_last" else _length_ms(value)
+def _since_ms(value: object) -> int | None:
+    if value == "last_run":
+        return None
+    try:
+        return _length_ms(value)
+    except ValueError as error:
+        raise ValueError(f'{error}, or "last_run"') from None
+
+
+class Select(BaseModel):
+    """Which notes a run takes.
+
+    Attributes:
+        column: the endpoint's trigger column; empty takes whatever the trigger takes.
+        values: what it must hold, in the file `in`; some of the trigger's.
+        since: milliseconds before the fire time; None is "since the last run".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    column: str = Field(default="", max_length=200)
+    values: tuple[str, ...] = Field(default=(), alias="in", max_length=50)
+    since: Annotated[int | None, BeforeValidator(_since_ms)] = None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Select:
+        if bool(self.column) != bool(self.values):
+            raise ValueError('column and in belong together: { column = "Status", in = ["Ready"] }')
+        return self
 
 
 class ScheduleSpec(BaseModel):
@@ -67,7 +111,8 @@ class ScheduleSpec(BaseModel):
 
     Attributes:
         endpoint: whose notes.
-        window: milliseconds before the fire time; None is "since the last run".
+        notify: endpoints whose groups get the cards; None is those of `endpoint`.
+        jitter: milliseconds; a run begins up to so much later, each time somewhere else.
         grace: milliseconds; a missed fire time older than this is let go.
     """
 
@@ -77,10 +122,12 @@ class ScheduleSpec(BaseModel):
     endpoint: str
     cron: str = Field(max_length=120)
     timezone: str = Field(max_length=60)
-    window: Annotated[int | None, BeforeValidator(_window_ms)] = None
+    select: Select = Select()
     combine: Literal["episode", "each"] = "episode"
     title: str = Field("", max_length=200)
     voice: str = Field("", max_length=200)
+    notify: list[str] | None = None
+    jitter: Annotated[int, BeforeValidator(_length_ms)] = 0
     catch_up: Literal["skip", "once", "all"] = "once"
     grace: Annotated[int, BeforeValidator(_length_ms)] = 6 * 3_600_000
     enabled: bool = True
@@ -145,7 +192,8 @@ def _parse(name: str, table: Any) -> ScheduleSpec:
         spec = ScheduleSpec(name=name, **table)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise Misconfigured(f"{where}.{first['loc'][0]}: {_told(first['msg'])}") from None
+        key = ".".join(map(str, first["loc"]))
+        raise Misconfigured(f"{where}.{key}: {_told(first)}") from None
     try:
         next_fire(spec.cron, spec.timezone, datetime.now(UTC))
     except Misconfigured as error:
@@ -158,8 +206,46 @@ def _parse(name: str, table: Any) -> ScheduleSpec:
     return spec
 
 
-def _told(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("Field required", "missing")
+def _told(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        known = [field.alias or name for name, field in Select.model_fields.items()]
+        return f"unknown key; {nearest(str(error['loc'][-1]), known)}"
+    return error["msg"].removeprefix("Value error, ").replace("Field required", "missing")
+
+
+def check(specs: Sequence[ScheduleSpec], endpoints: Mapping[str, Endpoint]) -> None:
+    """Does what schedules select and tell fit the endpoints, by name?
+
+    Raises:
+        Misconfigured: names the key, what is wrong and what would be right.
+    """
+    for spec in specs:
+        endpoint = endpoints.get(spec.endpoint)
+        if endpoint is not None and spec.select.column:
+            _check_select(spec, endpoint.connector)
+        for name in spec.notify or ():
+            if name in endpoints and not endpoints[name].notify:
+                raise Misconfigured(
+                    f"schedule.{spec.name}.notify: {name!r} tells nobody; give it an "
+                    f"[endpoint.{name}.notify]"
+                )
+
+
+def _check_select(spec: ScheduleSpec, connector: Connector) -> None:
+    where = f"schedule.{spec.name}.select"
+    if not isinstance(connector, TableConnector):
+        raise Misconfigured(f"{where}.column: endpoint {spec.endpoint!r} has no columns")
+    trigger = connector.table.trigger
+    if spec.select.column != trigger.column:
+        raise Misconfigured(
+            f"{where}.column: must be the trigger's column of {spec.endpoint!r}, {trigger.column!r}"
+        )
+    for value in spec.select.values:
+        if not trigger.said(value):
+            raise Misconfigured(
+                f"{where}.in: {value!r} makes no row of {spec.endpoint!r} ready; add it to "
+                f"endpoint.{spec.endpoint}.trigger.equals"
+            )
 
 
 def sync(database: Database, specs: Sequence[ScheduleSpec]) -> None:
@@ -184,6 +270,12 @@ def sync(database: Database, specs: Sequence[ScheduleSpec]) -> None:
                     f"schedule.{spec.name}.endpoint: no endpoint {spec.endpoint!r}; "
                     f"{nearest(spec.endpoint, endpoints)}"
                 )
+            for name in spec.notify or ():
+                if name not in endpoints:
+                    raise Misconfigured(
+                        f"schedule.{spec.name}.notify: no endpoint {name!r}; "
+                        f"{nearest(name, endpoints)}"
+                    )
             _keep(database, connection, spec, endpoints[spec.endpoint], known.get(spec.name), now)
         connection.execute(
             schedule.update()
@@ -207,7 +299,11 @@ def _keep(
             "endpoint": spec.endpoint,
             "endpoint_id": door["id"],
             "combine": spec.combine,
-            "window_ms": spec.window,
+            "since_ms": spec.select.since,
+            "column": spec.select.column,
+            "in": list(spec.select.values),
+            "notify": spec.notify,
+            "jitter_ms": spec.jitter,
             "title": spec.title,
             "voice": spec.voice,
         },
@@ -321,6 +417,7 @@ def _make_run(
 ) -> str | None:
     """Insert a run with its wake-up; None when this fire time has one."""
     from_ms = _window_start(connection, row, fire_ms)
+    wait_ms = 0 if forced else _jitter_ms(row, fire_ms)
     run_id: str | None = connection.execute(
         database.insert(batch_run)
         .values(
@@ -330,15 +427,27 @@ def _make_run(
             fire_ms=fire_ms,
             forced=int(forced),
             state="due",
-            cursor={"from_ms": from_ms, "after": [from_ms + 1, ""]},
+            cursor={
+                "from_ms": from_ms,
+                "until_ms": fire_ms,
+                "after": [from_ms + 1, ""],
+                "begin_ms": fire_ms + wait_ms,
+            },
             created_ms=now_ms(),
         )
         .on_conflict_do_nothing()
         .returning(batch_run.c.id)
     ).scalar()
     if run_id is not None:
-        outbox.put(connection, "expand")
+        outbox.put(connection, "expand", after_ms=wait_ms)
     return run_id
+
+
+def _jitter_ms(row: Row, fire_ms: int) -> int:
+    """The same for every ticker, different from time to time and from schedule to schedule."""
+    digest = hashlib.sha256(f"{row['id']}/{fire_ms}".encode()).digest()
+    most_ms: int = row["plan"]["jitter_ms"]
+    return int.from_bytes(digest[:8], "big") % (most_ms + 1)
 
 
 def _window_start(connection: sa.Connection, row: Row, fire_ms: int) -> int:
@@ -347,23 +456,73 @@ def _window_start(connection: sa.Connection, row: Row, fire_ms: int) -> int:
     "Since the last run" means the last scheduled one: runs by hand take nothing from their
     successors. Before there was one it means the last time it would have fired.
     """
-    window_ms: int | None = row["plan"]["window_ms"]
-    if window_ms is not None:
-        return fire_ms - window_ms
-    last: int | None = connection.execute(
-        sa.select(sa.func.max(batch_run.c.fire_ms)).where(
+    since_ms: int | None = row["plan"]["since_ms"]
+    if since_ms is not None:
+        return fire_ms - since_ms
+    last: Row | None = connection.execute(
+        sa.select(batch_run.c.cursor)
+        .where(
             batch_run.c.schedule_id == row["id"],
             batch_run.c.forced == 0,
             batch_run.c.fire_ms < fire_ms,
             batch_run.c.state != "cancelled",
         )
+        .order_by(batch_run.c.fire_ms.desc())
+        .limit(1)
     ).scalar()
     if last is None:
-        last = _ms(last_fire(row["cron"], row["timezone"], _instant(fire_ms)))
-    return last
+        return _ms(last_fire(row["cron"], row["timezone"], _instant(fire_ms)))
+    return int(last["until_ms"])
 
 
 # a run ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A run whose time has come, and whose rows are to be looked through first."""
+
+    id: str
+    endpoint: str
+    endpoint_id: str
+    begin_ms: int
+    waits_ms: int
+
+
+def ready_runs(database: Database) -> tuple[list[Ready], int | None]:
+    """Runs to expand now, oldest first, and the wait in ms until the next one is to begin."""
+    query = (
+        sa.select(batch_run.c.id, batch_run.c.cursor, schedule.c.plan, now_ms().label("now"))
+        .join(schedule, schedule.c.id == batch_run.c.schedule_id)
+        .where(batch_run.c.state.in_(("due", "selecting")))
+        .order_by(batch_run.c.fire_ms)
+    )
+    with database.read() as connection:
+        found = [
+            Ready(
+                row.id,
+                row.plan["endpoint"],
+                row.plan["endpoint_id"],
+                row.cursor["begin_ms"],
+                row.cursor["begin_ms"] - row.now,
+            )
+            for row in connection.execute(query)
+        ]
+    ready = [one for one in found if one.waits_ms <= 0]
+    return ready, min((one.waits_ms for one in found if one.waits_ms > 0), default=None)
+
+
+def walked(database: Database, run_id: str, until_ms: int) -> None:
+    """The rows were looked through: what was found until then belongs to this run."""
+    with database.write() as connection:
+        run = _locked(connection, run_id)
+        if run["state"] != "due" or until_ms <= run["cursor"]["until_ms"]:
+            return
+        connection.execute(
+            batch_run.update()
+            .where(batch_run.c.id == run_id)
+            .values(cursor={**run["cursor"], "until_ms": until_ms})
+        )
 
 
 def expand(
@@ -443,18 +602,18 @@ def _locked(connection: sa.Connection, run_id: str) -> Row:
 
 def _next_notes(connection: sa.Connection, run: Row, page: int) -> Sequence[Row]:
     place = sa.tuple_(note.c.changed_ms, note.c.id)
-    return rows(
-        connection,
-        sa.select(note)
-        .where(
-            note.c.endpoint_id == run["plan"]["endpoint_id"],
-            note.c.changed_ms <= run["fire_ms"],
-            note.c.content.is_not(sa.null()),
-            place > sa.tuple_(*run["cursor"]["after"]),
-        )
-        .order_by(note.c.changed_ms, note.c.id)
-        .limit(page),
-    )
+    which = [
+        note.c.endpoint_id == run["plan"]["endpoint_id"],
+        note.c.changed_ms <= run["cursor"]["until_ms"],
+        note.c.content.is_not(sa.null()),
+        place > sa.tuple_(*run["cursor"]["after"]),
+    ]
+    wanted = run["plan"]["in"]
+    if wanted:
+        said = sa.func.lower(note.c.content["trigger"].as_string())
+        which.append(said.in_([one.lower() for one in wanted]))
+    order = (note.c.changed_ms, note.c.id)
+    return rows(connection, sa.select(note).where(*which).order_by(*order).limit(page))
 
 
 def _without_items(connection: sa.Connection, run_id: str, notes: Sequence[Row]) -> list[Row]:
@@ -528,6 +687,17 @@ def _give_up(database: Database, run_id: str, reason: str) -> None:
             .values(state="failed", ended_ms=now_ms(), error=reason[:500])
         )
     log.warning("run not expanded: %s", reason, extra={"run": run_id})
+
+
+def notified(connection: sa.Connection, run_id: str) -> list[str] | None:
+    """Endpoints whose groups hear of a run's episodes; None is the run's own."""
+    plan: Row = connection.execute(
+        sa.select(schedule.c.plan)
+        .join(batch_run, batch_run.c.schedule_id == schedule.c.id)
+        .where(batch_run.c.id == run_id)
+    ).scalar_one()
+    names: list[str] | None = plan["notify"]
+    return names
 
 
 def episode_ended(connection: sa.Connection, row: sa.Row[Any] | Row) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from pipeline.audio import Encoder
     from pipeline.endpoints import Endpoint
+    from pipeline.script import SectionNames
     from pipeline.security_log import SecurityLog
     from pipeline.storage import Storage
 
@@ -65,6 +66,15 @@ class Services:
         by_name = load_endpoints(path, env=connectors_environment())
         return {endpoint.address: endpoint for endpoint in by_name.values()}
 
+    @cached_property
+    def section_names(self) -> SectionNames:
+        """What sections of notes are called, with the words of connectors.toml."""
+        from pipeline.endpoints import load_section_names
+        from pipeline.script import SECTION_NAMES
+
+        path = connectors_file(self.settings)
+        return load_section_names(path) if path is not None else SECTION_NAMES
+
     def sync_schedules(self) -> None:
         """Make the schedules what connectors.toml says."""
         from pipeline import schedule
@@ -72,7 +82,9 @@ class Services:
         path = connectors_file(self.settings)
         document = tomllib.loads(path.read_text("utf-8")) if path is not None else {}
         _ = self.doors  # endpoints have their rows
-        schedule.sync(self.database, schedule.parse_schedules(document.get("schedule", {})))
+        specs = schedule.parse_schedules(document.get("schedule", {}))
+        schedule.check(specs, {one.name: one for one in self.endpoints.values()})
+        schedule.sync(self.database, specs)
 
     @cached_property
     def doors(self) -> dict[str, intake.Door]:

@@ -48,7 +48,6 @@ WELL_KNOWN: Mapping[str, tuple[str, int]] = {
 """OpenAI's names: gender, and which of that gender in the order of quality."""
 
 _KEEP_S = 60.0
-_NO_REMARKS: Mapping[str, list[str]] = {"degraded": [], "warnings": [], "skipped": []}
 _SHARE = re.compile(r"([^:,]+):[\d.]+")  # of a blend: af_heart:0.6,af_bella:0.4
 
 
@@ -110,7 +109,7 @@ def order(services: Services, speech: Speech, *, asked_by: str) -> str:
         connection.execute(
             episode.update()
             .where(episode.c.id == taken.episode_id)
-            .values(script=_script(speech, content.title).to_dict() | {"remarks": _NO_REMARKS})
+            .values(script=_script(speech, content.title).kept())
         )
     services.sender.committed(taken.wake_ups)
     return taken.accepted.episode

@@ -28,7 +28,7 @@ from pipeline.audit import write_audit
 from pipeline.database import affected, now_ms
 from pipeline.door import completed, terms_of
 from pipeline.errors import LostLease, Refused
-from pipeline.models import duty
+from pipeline.models import delivery, duty, reading
 
 if TYPE_CHECKING:
     from pipeline.endpoints import Endpoint
@@ -43,14 +43,16 @@ _A_COMMIT = 25  # events; a longer transaction would keep the doors waiting
 _SHORT_WAIT_MS = 5_000  # a budget that is full again so soon is waited for
 _PATIENCE = 3  # failures of a tool that is away before an alarm rings
 _LONGEST_MS = 3_600_000
-# Rows that we write to leave the set a walk looks through, so others may slip from page to page:
-# who found something looks again soon.
+_RUN_WAITS_MS = 600_000  # a batch run waits so long for a walk before it begins without
+# Rows that we write to leave the set a walk looks through, so others may slip from page to page: a
+# walk over several pages that found something looks again at once, until a pass finds nothing new.
+# Even one page may come from an index of the tool that lags behind, so that one looks again soon.
 _AGAIN_MS = 60_000
-_SOON = {
-    "next_ms": sa.case(
-        (duty.c.next_ms > now_ms() + _AGAIN_MS, now_ms() + _AGAIN_MS), else_=duty.c.next_ms
-    )
-}
+
+
+def _again(pages: int) -> sa.Case[int]:
+    at = now_ms() if pages > 1 else now_ms() + _AGAIN_MS
+    return sa.case((duty.c.next_ms > at, at), else_=duty.c.next_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +178,11 @@ def run(services: Services, turn: Turn, *, now: datetime | None = None) -> None:
 
 
 def _walk(services: Services, endpoint: Endpoint, turn: Turn) -> None:
-    found = 0
+    found = pages = 0
     for page in _pages(services, endpoint, turn):
         if page is None:
             return  # the budget is spent for long; the cursor stays, the walk goes on later
+        pages += 1
         found += _keep(services, endpoint, turn, page)
         if page.is_last:
             break
@@ -192,7 +195,7 @@ def _walk(services: Services, endpoint: Endpoint, turn: Turn) -> None:
             found=found,
             tries=0,
             error=None,
-            **(_SOON if found else {}),
+            **({"next_ms": _again(pages)} if found else {}),
         )
         alarms.clear(connection, turn.endpoint_id, "walk")
     log.info("walk done", extra={"endpoint": turn.endpoint, "found": found})
@@ -232,7 +235,7 @@ def _take_budget(services: Services, endpoint: Endpoint) -> int:
 
 def _keep(services: Services, endpoint: Endpoint, turn: Turn, page: Page) -> int:
     """Store a page's events and then its cursor; gives how many were new."""
-    events = [one for one in page.events if one.note is None or one.note.ready]
+    events = _unknown(services, endpoint, page)
     parts = [events[at : at + _A_COMMIT] for at in range(0, len(events), _A_COMMIT)] or [[]]
     door, terms = services.doors[endpoint.name], terms_of(services, endpoint)
     found = 0
@@ -263,6 +266,22 @@ def _keep(services: Services, endpoint: Endpoint, turn: Turn, page: Page) -> int
             for key, fence in one.cancelled:
                 services.end_live(key, fence)
     return found
+
+
+def _unknown(services: Services, endpoint: Endpoint, page: Page) -> list[NoteEvent]:
+    """What no walk has met before: rows that wait to be written to are met by each, for nothing."""
+    ready = [one for one in page.events if one.note is None or one.note.ready]
+    door = services.doors[endpoint.name]
+    with services.database.read() as connection:
+        known = set(
+            connection.execute(
+                sa.select(delivery.c.delivery_key).where(
+                    delivery.c.endpoint_id == door.endpoint_id,
+                    delivery.c.delivery_key.in_([one.delivery_key for one in ready]),
+                )
+            ).scalars()
+        )
+    return [one for one in ready if one.delivery_key not in known]
 
 
 def preview(endpoint: Endpoint, state: Mapping[str, Any] | None) -> Iterator[NoteEvent]:
@@ -297,6 +316,44 @@ def order_walk(services: Services, name: str, *, actor: str, from_start: bool = 
         write_audit(
             connection, actor=actor, action="backfill", about=name, detail={"all": from_start}
         )
+
+
+def before_run(services: Services, name: str, begin_ms: int) -> int | None:
+    """Has an endpoint looked through its rows since a batch run was due?
+
+    Returns:
+        The instant until which it has, 0 if it cannot look or its tool is away for too long; None
+        while it looks: ask again soon.
+    """
+    endpoint = services.endpoint_or_none(name)
+    if endpoint is None or not walks(endpoint.connector):
+        return 0
+    door = services.doors[name]
+    of_walk = sa.and_(duty.c.endpoint_id == door.endpoint_id, duty.c.kind == "walk")
+    unread = sa.exists().where(
+        reading.c.endpoint_id == door.endpoint_id, reading.c.next_ms.is_not(None)
+    )
+    query = sa.select(
+        sa.func.coalesce(duty.c.begun_ms, 0).label("begun_ms"),
+        sa.func.coalesce(duty.c.done_ms, 0).label("done_ms"),
+        unread.label("unread"),
+        now_ms().label("now"),
+    ).where(of_walk)
+    with services.database.read() as connection:
+        row = connection.execute(query).first()
+    if row is None:
+        return 0
+    if begin_ms <= row.begun_ms <= row.done_ms and not row.unread:
+        return int(row.now)
+    if row.now - begin_ms > _RUN_WAITS_MS:
+        log.warning("batch run begins without a walk", extra={"endpoint": name})
+        return 0
+    if row.begun_ms < begin_ms:
+        with services.database.write() as connection:
+            connection.execute(
+                duty.update().where(of_walk, duty.c.next_ms > now_ms()).values(next_ms=now_ms())
+            )
+    return None
 
 
 # upkeep -----------------------------------------------------------------------------------------

@@ -227,17 +227,26 @@ class _Orders:
     def cards(self) -> WakeUps:
         """A card for each group that wants to hear of the state; UNIQUE keeps it single."""
         ordered = []
-        for n, notifier in enumerate(self._place.notify):
-            if self._news.state not in notifier.on:
-                continue
-            key = f"card:{self._row['id']}:{self._row['take']}:{self._news.state}:{n}"
-            body = {
-                "endpoint": self._place.name,
-                "n": n,
-                "card": asdict(cards.card(self._news, key)),
-            }
-            ordered.append(self._order("card", "once", key, body, f"{self._place.name}/notify/{n}"))
+        for place in self._places():
+            for n, notifier in enumerate(place.notify):
+                if self._news.state not in notifier.on:
+                    continue
+                key = f"card:{self._row['id']}:{self._row['take']}:{self._news.state}:{n}"
+                if place is not self._place:
+                    key += f":{place.name}"
+                card = asdict(cards.card(self._news, key))
+                body = {"endpoint": place.name, "n": n, "card": card}
+                ordered.append(self._order("card", "once", key, body, f"{place.name}/notify/{n}"))
         return [one for one in ordered if one is not None]
+
+    def _places(self) -> list[Endpoint]:
+        """Whose groups hear of it: a batch run's schedule may name others."""
+        run_id = self._row["batch_run_id"]
+        names = schedule.notified(self._connection, run_id) if run_id else None
+        if names is None:
+            return [self._place]
+        found = (self._services.endpoint_or_none(name) for name in names)
+        return [one for one in found if one is not None]
 
     def events(self, callbacks: Sequence[str | None]) -> WakeUps:
         """An event to the endpoint's own system, and to the note's sender."""

@@ -37,6 +37,16 @@ class SecurityEvent(NamedTuple):
     detail: str = ""
 
 
+def is_loopback(peer: object) -> bool:
+    """Say if a socket's peer is a process of this machine."""
+    try:
+        found = ipaddress.ip_address(peer[0] if isinstance(peer, tuple) else "")
+    except ValueError:
+        return False
+    mapped = found.ipv4_mapped if found.version == 6 else None
+    return (mapped or found).is_loopback
+
+
 class Admission:
     """Leases of one gateway's connections.
 

@@ -174,6 +174,7 @@ class Subscription:
     ahead: int  # ticks
     on_end: Callable[[str], None]  # called with an error code when the hub gives the listener up
     live: bool = False  # the policy: rather lose sound than be late
+    hears: bool = True  # counts as a listener; captions beside the sound do not
     ack_s: float = 0.0  # how often the client acknowledges
     egress: Bucket = field(default_factory=lambda: Bucket(Limits().egress))
     purse: Purse | None = None
@@ -639,6 +640,9 @@ class Channel:
         slot = Slot(entry.seq, entry.k, text_message(entry.body), False, seg, 0, 0, kind)
         if kind == "cut":
             self._cut(event["e"], event["from_seg"])
+            if self.live.is_set():  # not for the past of a session
+                about = {"sid": self.sid, "position": entry.seq, "seg": event["from_seg"]}
+                log.info("session cut", extra={**about, "why": event["why"]})
         elif kind == "state":
             self.state = event["state"]
         elif kind == "end":
@@ -717,12 +721,16 @@ class Hub:
             channel.watch(now)
 
     def places(self) -> Counter[tuple[str, str]]:
-        """How many listeners there are, by codec and place (edge, relaxed, cursor, held)."""
+        """How many listeners there are, by codec and place (edge, relaxed, cursor, held, http).
+
+        May be called from another thread.
+        """
         found: Counter[tuple[str, str]] = Counter()
-        for channel in self._channels.values():
-            for sub in channel.subscriptions:
+        for channel in list(self._channels.values()):
+            for sub in list(channel.subscriptions):
                 lane = sub.lane and ("relaxed" if sub.lane.relaxed else "edge")
-                found[NAME[sub.codec], lane or sub.place] += 1
+                if sub.hears:
+                    found[NAME[sub.codec], lane or sub.place] += 1
         return found
 
     def sessions(self) -> Counter[str]:
@@ -732,15 +740,13 @@ class Hub:
 
     def census(self, now: float) -> dict[str, Census]:
         """Who listens to what, by session."""
-        return {
-            sid: Census(
-                len(channel.subscriptions),
-                sum(sub.under[0] for sub in channel.subscriptions),
-                max(channel.lag(sub, now) for sub in channel.subscriptions),
-            )
-            for sid, channel in self._channels.items()
-            if channel.subscriptions
-        }
+        found = {}
+        for sid, channel in self._channels.items():
+            if heard := [sub for sub in channel.subscriptions if sub.hears]:
+                underruns = sum(sub.under[0] for sub in heard)
+                lag_s = max(channel.lag(sub, now) for sub in heard)
+                found[sid] = Census(len(heard), underruns, lag_s)
+        return found
 
     def drop_unused(self, now: float) -> None:
         """Forget the channels that nobody has listened to for a while."""

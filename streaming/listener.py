@@ -30,7 +30,7 @@ from streaming.fields import whole as _whole
 from streaming.frames import Codec
 from streaming.limits import Bucket, Limits
 from streaming.orders import Order, Say
-from streaming.tokens import MAX_TOKEN_CHARS, SKEW_S, Grant
+from streaming.tokens import MAX_TOKEN_CHARS, SKEW_S, Grant, Role
 
 VERSION = 1
 SUBPROTOCOL = "notecast.v1"
@@ -470,6 +470,13 @@ class Listener:
         """The grant by which session `sid` may be opened."""
         fitting = [grant for grant in self.grants.values() if grant.covers(sid)]
         return next(iter(fitting or self.grants.values()), None)
+
+    def role_on(self, sid: str) -> Role | None:
+        """What the connection may do with session `sid`; None: nothing."""
+        try:
+            return orders.right_on(self, sid)[0]
+        except _Fault:
+            return None
 
     def _covers(self, sid: str) -> bool:
         return sid in self.own or any(grant.covers(sid) for grant in self.grants.values())

@@ -156,7 +156,7 @@ def read_wish(message: Mapping[str, Any]) -> Wish:
 def control(listener: Listener, message: dict[str, Any], now: float) -> list[Action]:
     """Take a `control`: its sender must be allowed this `op` on this session."""
     name = sid(message)
-    role, link = _right(listener, name)
+    role, link = right_on(listener, name)
     wish = read_wish(message)
     if wish.op not in _BY_ROLE[role]:
         raise Fault("forbidden", f"a link with the role {role} may not {wish.op}")
@@ -190,8 +190,12 @@ def say(listener: Listener, message: dict[str, Any], now: float) -> list[Action]
     return [wish]
 
 
-def _right(listener: Listener, name: str) -> tuple[Role, str]:
-    """The best role that the connection has on a session, and the link that gives it."""
+def right_on(listener: Listener, name: str) -> tuple[Role, str]:
+    """The best role that the connection has on a session, and the link that gives it.
+
+    Raises:
+        Fault: `forbidden`, it has none.
+    """
     best: dict[Role, str] = {}
     for grant in listener.grants.values():
         if grant.covers(name) or name in listener.own:

@@ -15,7 +15,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 from urllib.parse import urlsplit
@@ -29,11 +29,12 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from streaming.admission import Admission, SecurityEvent
-from streaming.chunk_log import ChunkLog
+from streaming.admission import Admission, SecurityEvent, is_loopback
+from streaming.chunk_log import BEGINNING, ChunkLog
 from streaming.connection import LiveConnection
 from streaming.errors import LedgerUnavailable, LogUnavailable, TokenError
 from streaming.frames import TICKS_PER_MS, Codec, text_message
+from streaming.guests import Guest, NoPlace
 from streaming.hub import (
     NAME,
     RATE_HZ,
@@ -65,13 +66,14 @@ from streaming.listener import (
 from streaming.orders import OFFER_AFTER_S, Clerk, Desk, Order, Say
 from streaming.session import stream_handle
 from streaming.tickets import Tickets
-from streaming.tokens import Grant
+from streaming.tokens import SKEW_S, Grant
 
 log = logging.getLogger(__name__)
 
 PATH = "/v1/live"
 SEND_BUFFER_BYTES = 65_536
 UNSENT_BYTES = 16_384
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BACKLOG_LIMIT = 65_536  # unsent bytes at which a connection gets no more small messages
 TICK_S = 1.0
 PING_S = 20.0  # a client that says nothing for so long is asked for a sign of life
@@ -84,6 +86,7 @@ QUEUE_LOOK_S = 1.0
 INFO_KEEP = 0.9  # share of that for which an answer is good enough
 HEAR_AGAIN_S = 1.0
 HEALTH = ("/healthz", "/readyz")
+TELL_TICKS = 2  # how often, in rounds of `TICK_S`, hosts are told how many listen
 PRE_MS = 240
 # The library closes with 1009 beyond its limit, before the message is read whole; up to there
 # `listener.py` closes with the 4413 of the protocol.
@@ -108,6 +111,27 @@ class SessionInfo:
     vtt: str | None = None
     chapters: str | None = None
     pre_ms: int | None = None
+
+    def queued(self, sid: str) -> dict[str, Any]:
+        """The message `queued` for somebody who waits."""
+        place = {"t": "queued", "sid": sid, "pos": self.pos, "eta_ms": self.eta_ms}
+        return place | {"title": self.title, "lang": self.lang}
+
+    def recording(self) -> dict[str, str]:
+        """What is known about the recording, as the error `gone` names it."""
+        names = ("url", "vtt", "chapters", "title", "lang")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def opened_fields(channel: Channel, index: int, info: SessionInfo | None) -> dict[str, Any]:
+    """What `opened` says about a session, whatever the transport, and a start at slot `index`."""
+    meta = channel.info.meta if channel.info else {}
+    return {
+        **channel.opened(index),
+        "pre_ms": (info and info.pre_ms) or PRE_MS,
+        "title": (info and info.title) or meta.get("title"),
+        "lang": (info and info.lang) or meta.get("lang"),
+    }
 
 
 def _unseen(event: SecurityEvent) -> None:
@@ -138,6 +162,11 @@ class Gateway:
             in this process.
         trusted_proxies: addresses or networks whose `X-Forwarded-For` is believed.
         on_security: called for what should be kept for the record; must not wait.
+
+    Attributes:
+        elsewhere: listeners of each session at other gateways, as far as somebody keeps it up.
+        metrics: what `GET /metrics` answers to this machine, on a port of `serve`; may block, and
+            is called on a thread.
     """
 
     def __init__(
@@ -170,7 +199,12 @@ class Gateway:
         self.node = node or f"{socket.gethostname()}-{secrets.token_hex(3)}"
         self.counters = Counters()
         self.peers: set[Peer] = set()
+        self.guests: set[Guest] = set()
+        self.hosts: set[Peer] = set()  # who are told how many listen
         self.clients: dict[str, Peer] = {}  # by link and the client's name for itself
+        self.elsewhere: Mapping[str, int] = {}
+        self.metrics: Callable[[], bytes] | None = None
+        self._rounds = 0
         self.draining = False
         self._goaway_ms = goaway_ms
         self.hub: Hub
@@ -207,6 +241,8 @@ class Gateway:
         for peer in list(self.peers):
             retry_ms = random.randrange(self._goaway_ms)  # noqa: S311
             peer.perform_now(peer.listener.drain(retry_ms))
+        for guest in self.guests:
+            guest.ended.set()
 
     def revoke(self, link: str) -> None:
         """Close what came by `link` at once, at this gateway; `tell_revoked` reaches all."""
@@ -215,20 +251,24 @@ class Gateway:
             if link in peer.listener.grants:
                 self.on_security(SecurityEvent("revoked", peer.address, link))
                 peer.perform_now(peer.listener.revoked(link))
+        for guest in self.guests:
+            if guest.grant.link == link and not guest.ended.is_set():
+                self.on_security(SecurityEvent("revoked", guest.address, link))
+                guest.ended.set()
 
     async def let_in(self, ws: LiveConnection, request: Request) -> Response | None:
         """Return the answer to an upgrade that is not let in, None if it is."""
         if request.path in HEALTH:
             well = request.path == "/healthz" or not self.draining
             return ws.respond(200 if well else 503, "ok\n" if well else "going away\n")
+        if request.path == "/metrics" and self.metrics is not None:
+            return await self._show_metrics(ws, request, self.metrics)
         ws.address = self.admission.address(
             ws.transport.get_extra_info("peername"), request.headers.get_all("X-Forwarded-For")
         )
         refusal = self._refusal(request, ws.address)
         if refusal is None and not await self.admission.enter(ws.name, ws.address):
-            self.counters.refused["address"] += 1
-            self.on_security(SecurityEvent("too_many_listeners", ws.address))
-            refusal = 429, "too many connections from this address; close one, or try later\n"
+            refusal = 429, f"{self._crowded(ws.address)}\n"
         if refusal is None:
             return None
         response = ws.respond(*refusal)
@@ -238,12 +278,75 @@ class Gateway:
 
     async def join(self, peer: Peer, grant: Grant) -> str | None:
         """Take the places that a grant needs; gives a sentence if there is none."""
-        refusal = await self.admission.join(peer.name, grant)
-        if refusal is not None:
-            self.counters.refused["user" if "user" in refusal else "link"] += 1
-        elif peer.listener.client:
+        refusal = await self._join(peer.name, grant)
+        if refusal is None and peer.listener.client:
             await self._replace(f"{grant.link}/{peer.listener.client}", peer)
         return refusal
+
+    async def admit(self, sid: str, grant: Grant, address: str) -> Guest:
+        """Take the places of a listener who comes without a WebSocket; `dismiss` ends it.
+
+        Raises:
+            NoPlace: there is none.
+        """
+        guest = Guest(secrets.token_hex(6), sid, grant, address)
+        if refusal := self._unable():
+            raise NoPlace(503, "no_capacity", refusal)
+        try:
+            if not await self.admission.enter(guest.name, address):
+                raise NoPlace(429, "too_many_listeners", self._crowded(address))
+            if full := await self._join(guest.name, grant):
+                self.on_security(SecurityEvent("too_many_listeners", address, grant.link, full))
+                raise NoPlace(429, "too_many_listeners", full)
+        except BaseException:
+            self.admission.leave(guest.name)
+            raise
+        self.guests.add(guest)
+        about = {"conn": guest.name, "sid": sid, "role": grant.role}
+        log.info("session opened over HTTP", extra=about)
+        return guest
+
+    def dismiss(self, guest: Guest) -> None:
+        """A guest has gone, or is sent away."""
+        guest.ended.set()
+        self.guests.discard(guest)
+        self.admission.leave(guest.name)
+        about = {"conn": guest.name, "sid": guest.sid, "role": guest.grant.role}
+        log.info("session closed over HTTP", extra=about)
+
+    async def _join(self, name: str, grant: Grant) -> str | None:
+        refusal = await self.admission.join(name, grant)
+        if refusal is not None:
+            self.counters.refused["user" if "user" in refusal else "link"] += 1
+        return refusal
+
+    def _crowded(self, address: str) -> str:
+        self.counters.refused["address"] += 1
+        self.on_security(SecurityEvent("too_many_listeners", address))
+        return "too many connections from this address; close one, or try later"
+
+    def _unable(self) -> str | None:
+        """Why nobody can be let in now, if so."""
+        if self.draining:
+            return "this server is going away; try again"
+        if len(self.peers) + len(self.guests) >= self.limits.connections:
+            self.counters.refused["process"] += 1
+            return "this server is full; try again"
+        return None
+
+    async def _show_metrics(
+        self, ws: LiveConnection, request: Request, metrics: Callable[[], bytes]
+    ) -> Response:
+        """What is counted, for whoever asks from this machine and through no proxy."""
+        peer = ws.transport.get_extra_info("peername")
+        if "X-Forwarded-For" in request.headers or not is_loopback(peer):
+            return ws.respond(403, "metrics are for this machine only\n")
+        response = ws.respond(200, "")
+        response.body = await asyncio.to_thread(metrics)
+        del response.headers["Content-Length"], response.headers["Content-Type"]
+        response.headers["Content-Length"] = str(len(response.body))
+        response.headers["Content-Type"] = METRICS_TYPE
+        return response
 
     async def tell_revoked(self, link: str) -> None:
         """Close what came by `link`, at every gateway, at once; without this it takes up to 5 s."""
@@ -271,6 +374,7 @@ class Gateway:
     def left(self, peer: Peer) -> None:
         """A connection is over."""
         self.peers.discard(peer)
+        self.hosts.discard(peer)
         if self.clients.get(peer.client_key) is peer:
             del self.clients[peer.client_key]
 
@@ -292,11 +396,8 @@ class Gateway:
         offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol"))
         if SUBPROTOCOL not in [name.strip() for name in offered.split(",")]:
             return 400, f"offer the subprotocol {SUBPROTOCOL}\n"
-        if self.draining:
-            return 503, "this server is going away; try again\n"
-        if len(self.peers) >= self.limits.connections:
-            self.counters.refused["process"] += 1
-            return 503, "this server is full; try again\n"
+        if unable := self._unable():
+            return 503, f"{unable}\n"
         return None
 
     def _kick(self, sid: str) -> None:
@@ -305,6 +406,10 @@ class Gateway:
                 for link in peer.listener.grants:
                     self.links.forget(link)
                 peer.perform_now(peer.listener.kicked())
+        for guest in self.guests:
+            if guest.sid == sid:
+                self.links.forget(guest.grant.link)
+                guest.ended.set()
 
     async def _replace(self, key: str, peer: Peer) -> None:
         """A client has one connection for each link: the newest, at whichever gateway it is."""
@@ -342,8 +447,22 @@ class Gateway:
         for sid, (asked_at, _) in list(self._infos.items()):
             if clock > asked_at + UNUSED_KEEP_S:
                 del self._infos[sid]
+        for guest in self.guests:
+            if now > guest.grant.expires + SKEW_S:
+                guest.ended.set()
         self.hub.watch(clock)
         self.hub.drop_unused(clock)
+        self._rounds += 1
+        if self.hosts and not self._rounds % TELL_TICKS:
+            self._tell_hosts(clock)
+
+    def _tell_hosts(self, clock: float) -> None:
+        """Tell owners and admins how many listen to what they have open, where that changed."""
+        here = self.hub.census(clock)
+        for peer in list(self.hosts):
+            peer.tell_listeners(
+                lambda sid: (here[sid].listeners if sid in here else 0) + self.elsewhere.get(sid, 0)
+            )
 
     async def _hear(self) -> None:
         """Follow what other gateways and the pipeline tell."""
@@ -369,7 +488,9 @@ class Gateway:
     async def _check_links(self) -> None:
         while True:
             await asyncio.sleep(LINK_CHECK_S)
-            for link in {link for peer in self.peers for link in peer.listener.grants}:
+            links = {link for peer in self.peers for link in peer.listener.grants}
+            links |= {guest.grant.link for guest in self.guests}
+            for link in links - {""}:
                 try:
                     good = await self.links.is_good(link, max_age_s=LINK_CHECK_S)
                 except Exception:  # the table of links is somebody else's code
@@ -400,6 +521,7 @@ class Peer:
         self._subscriptions: dict[str, tuple[Channel, Subscription]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
         self._closing: asyncio.Task[None] | None = None
+        self._told: dict[str, int] = {}  # how many listen, by session
         self._clerk = Clerk(
             self.listener, gateway.desk, self._perform, offer_after_s=gateway.offer_after_s
         )
@@ -438,6 +560,7 @@ class Peer:
             await self.closed()
             code = self._ws.close_code or 1006
             self._gateway.counters.closed[code] += 1
+            log.info("connection closed", extra={"conn": self.name, "code": code})
 
     async def closed(self) -> None:
         """Wait for the close that was begun here, if there is one."""
@@ -503,6 +626,7 @@ class Peer:
         return self.listener.granted(grant, time.time())
 
     async def _order(self, order: Order) -> None:
+        self._log("order came", order.sid, op=order.wish.op, position=order.wish.play_ms)
         wait_s = await self._gateway.may_order(order.sid)
         if not wait_s:
             self._clerk.take(order)
@@ -524,11 +648,11 @@ class Peer:
         elif info is None:
             self._refuse(wish, "not_found", "there is no such session")
         elif info.state == "done":
-            names = ("url", "vtt", "chapters", "title", "lang")
-            known = {name: value for name in names if (value := getattr(info, name)) is not None}
             if wish.start.position is not None:
                 self._gateway.counters.resumes["gone"] += 1
-            self._refuse(wish, "gone", "the session is over; hear its recording", **known)
+            self._refuse(
+                wish, "gone", "the session is over; hear its recording", **info.recording()
+            )
         elif info.state == "failed":
             self._refuse(wish, "engine_failed", "the session could not be spoken")
         else:
@@ -541,8 +665,7 @@ class Peer:
         told: SessionInfo | None = None
         while not channel.live.is_set() and info.state in ("queued", "live"):
             if info != told:
-                queued = {"t": "queued", "sid": wish.sid, "pos": info.pos, "eta_ms": info.eta_ms}
-                self._send(queued)
+                self._send(info.queued(wish.sid))
                 told = info
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUEUE_LOOK_S):
@@ -587,7 +710,6 @@ class Peer:
         if wish.codec is Codec.PCM:
             with contextlib.suppress(LogUnavailable):
                 await self._gateway.hub.load_pcm(channel)
-        meta = channel.info.meta if channel.info else {}
         # From here to `join` nothing waits: what `opened` says is what comes.
         index = channel.find(wish.start, wish.codec)
         opened = {
@@ -598,10 +720,7 @@ class Peer:
             "codec": NAME[wish.codec],
             "rate": RATE_HZ[wish.codec],
             "skip": channel.skip if wish.codec is Codec.OPUS else 0,
-            **channel.opened(index),
-            "pre_ms": (info and info.pre_ms) or PRE_MS,
-            "title": (info and info.title) or meta.get("title"),
-            "lang": (info and info.lang) or meta.get("lang"),
+            **opened_fields(channel, index, info),
             "policy": wish.policy,
             "ack_ms": ack_ms,
         }
@@ -612,7 +731,28 @@ class Peer:
         else:
             self._gateway.counters.resumes["cut" if channel.cut_after(index) else "exact"] += 1
         self._subscriptions[wish.sid] = (channel, sub)
+        if self._is_host(wish.sid):
+            self._gateway.hosts.add(self)
+        self._log("session opened", wish.sid, position=opened["from"]["seq"], codec=NAME[sub.codec])
         channel.join(sub, index, time.monotonic())
+
+    def tell_listeners(self, count: Callable[[str], int]) -> None:
+        """Say how many listen to the sessions that are open here and are ours, where it changed."""
+        if self.backlog() > BACKLOG_LIMIT:
+            return  # the next round
+        for sid in self._subscriptions:
+            number = count(sid)
+            if self._told.get(sid) != number and self._is_host(sid):
+                self._told[sid] = number
+                self._send({"t": "listeners", "sid": sid, "n": number})
+
+    def _is_host(self, sid: str) -> bool:
+        return self.listener.role_on(sid) in ("owner", "admin")
+
+    def _log(self, what: str, sid: str, **more: Any) -> None:
+        """One line about this connection; never a token, nor anything that is said."""
+        about = {"conn": self.name, "sid": sid, "role": self.listener.role_on(sid)}
+        log.info(what, extra=about | more)
 
     def _refuse(self, wish: Open, code: str, text: str, **more: Any) -> None:
         self.listener.left(wish.sid, time.time())
@@ -632,6 +772,9 @@ class Peer:
         if found := self._subscriptions.pop(sid, None):
             channel, sub = found
             channel.leave(sub)
+            self._told.pop(sid, None)
+            position = channel.slots[sub.index - 1].position if sub.index else BEGINNING
+            self._log("session closed", sid, position=position[0])
         if waiting := self._waiting.pop(sid, None):
             waiting.cancel()
 
@@ -647,10 +790,12 @@ class Peer:
             if self.backlog() <= BACKLOG_LIMIT:
                 self.write(text_message(text.encode()))
             return
-        if fields["t"] == "error" and fields["code"] in AUDITED:
-            link = next(iter(self.listener.grants), "")
-            event = SecurityEvent(fields["code"], self.address, link, fields["message"])
-            self._gateway.on_security(event)
+        if fields["t"] == "error":
+            self._log("error sent", fields.get("sid", ""), code=fields["code"])
+            if fields["code"] in AUDITED:
+                link = next(iter(self.listener.grants), "")
+                event = SecurityEvent(fields["code"], self.address, link, fields["message"])
+                self._gateway.on_security(event)
         if self.backlog() <= BACKLOG_LIMIT:
             self.write(message(fields))
 

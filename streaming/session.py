@@ -181,12 +181,16 @@ class LiveSession:
         """Append `dur_ticks` of silence to sentence `seg` without a payload; return its seq."""
         return self._chunk(Kind.SILENCE, seg, dur_ticks, b"", b"", first, last, None)
 
-    def sentence(self, seg: int, text: str) -> None:
+    def sentence(self, seg: int, text: str, *, chapter: str = "") -> None:
         """Announce the text of sentence `seg`, which begins with the next chunk.
 
         It is written together with that chunk, in one round trip.
+
+        Args:
+            chapter: title of the chapter that the sentence begins, if it begins one.
         """
-        self._held.append(self._event({"t": "seg", "seg": seg, "text": text, "ms": self.dur_ms}))
+        event = {"t": "seg", "seg": seg, "text": text, "ms": self.dur_ms}
+        self._held.append(self._event(event | ({"chapter": chapter} if chapter else {})))
 
     def words(self, seg: int, words: Sequence[tuple[str, int, int]], q: Quality) -> None:
         """Append word times of sentence `seg`: (word, start, end) in ms from the session start."""

@@ -87,6 +87,7 @@ class Tap:
         pace: None gives everything as soon as it is there, and what a cut makes void later too.
         codec: PCM lets the hub fetch samples, too (`pcm_of`).
         lingers: waits for more after the end as well: the recording is named then.
+        hears: counts as a listener.
 
     Attributes:
         index: of the next slot.
@@ -100,6 +101,7 @@ class Tap:
         pace: Pace | None = None,
         lingers: bool = False,
         codec: Codec = Codec.OPUS,
+        hears: bool = True,
     ) -> None:
         self.channel = channel
         self.index = 0
@@ -109,6 +111,7 @@ class Tap:
         self._is_lost = False
         self._seg = NEVER_STARTED  # of the last chunk given
         self._is_whole = False  # that chunk was its sentence's last
+        self._before = (NEVER_STARTED, False)  # the same of the chunk before it
         self._resume = NEVER_STARTED  # sentences below this one were given before a cut
         self._subscription = Subscription(
             outlet=_Nowhere(),
@@ -118,6 +121,7 @@ class Tap:
             words=True,
             ahead=0,
             on_end=self._lose,
+            hears=hears,
             place="http",
         )
 
@@ -186,6 +190,10 @@ class Tap:
                 return found
         return None
 
+    def take_back(self) -> None:
+        """The chunk that was given last is not sent after all: a cut made it void meanwhile."""
+        self._seg, self._is_whole = self._before
+
     def _wait_s(self, slot: Slot) -> float:
         if self._pace is None or slot.void or slot.seg < self._resume or self._has_ended():
             return 0.0
@@ -203,6 +211,7 @@ class Tap:
         if slot.void or (slot.audio and slot.seg < self._resume):
             return False
         if slot.audio:
+            self._before = self._seg, self._is_whole
             self._seg, self._resume = slot.seg, NEVER_STARTED
             self._is_whole = bool(unpack_header(header_of(slot)).flags & Flag.SEGMENT_END)
             if self._pace is not None:

@@ -54,11 +54,12 @@ def episodes_list(
 @episodes_app.command("show")
 def episodes_show(key: str, data: Data = None, as_json: AsJson = False) -> None:
     """Show one episode with its history."""
-    from pipeline import reports
+    from pipeline import chapters, reports
     from pipeline.episode_view import show
 
     with opened(data) as services:
         found = show(services, key)
+        found["offered"] = chapters.offered(services, found["id"])
         path = reports.episode_path(services.database, key)
     if as_json:
         print(json.dumps(found | {"path": path}, ensure_ascii=False))

@@ -37,7 +37,7 @@ class Cleaner:
     skipped: list[Skipped] = field(default_factory=list)
 
     def skip(self, text: str, reason: str) -> None:
-        if letters(text):
+        if has_letters(text):
             self.skipped.append(Skipped(text, reason))
 
     def clean(self, text: str) -> str:
@@ -68,6 +68,6 @@ class Cleaner:
         return " " if kind == "tag" else ""
 
 
-def letters(text: str) -> str:
-    """The letters and digits of a text: what may not be lost."""
-    return "".join(filter(str.isalnum, text))
+def has_letters(text: str) -> bool:
+    """Whether a text has letters or digits: what may not be lost."""
+    return any(map(str.isalnum, text))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from connectors.base import Note
-from pipeline.script.clean import Cleaner, letters
+from pipeline.script.clean import Cleaner, has_letters
 from pipeline.script.model import (
     MAX_CHAPTERS,
     MAX_CHARACTERS,
@@ -72,7 +72,7 @@ def compose(
     reader = Reader(note, lang, speakers, names, cleaner)
     reader.read(lines)
     script = _arrange(reader, note, lang)
-    if not any(letters(segment.text) for segment in script.segments()):
+    if not any(has_letters(segment.text) for segment in script.segments()):
         raise Unspeakable("the note holds nothing that can be spoken, only links, code or symbols")
     _check_size(script, size)
     return script
@@ -87,7 +87,7 @@ def merge(title: str, scripts: Sequence[Script]) -> Script:
     """
     if not scripts:
         raise Unspeakable("there is no note left to speak")
-    chapters = [Chapter(title, (Segment("title", NARRATOR, title),))] if letters(title) else []
+    chapters = [Chapter(title, (Segment("title", NARRATOR, title),))] if has_letters(title) else []
     for script in scripts:
         first, *others = script.chapters
         segments = tuple(_as_heading(segment) for segment in first.segments)
@@ -127,7 +127,7 @@ def _arrange(reader: Reader, note: Note, lang: str) -> Script:
         drafts, offered = _shorten(drafts, note)
         _number_decisions(drafts, lang, phrases)
     front = reader.front
-    if letters(title):
+    if has_letters(title):
         front.segments.insert(0, Segment("title", NARRATOR, title))
     if front.segments and drafts and not drafts[0].title:
         front.segments += drafts.pop(0).segments
@@ -146,8 +146,8 @@ def _take_title(title: str, drafts: list[Draft], cleaner: Cleaner) -> str:
     opening = drafts[0] if drafts else None
     if opening is None or not opening.title or opening.role != "other":
         return title
-    if not letters(title) or fold(opening.title) == fold(title):
-        if letters(title):
+    if not has_letters(title) or fold(opening.title) == fold(title):
+        if has_letters(title):
             cleaner.skip(opening.title, "repeats the title")
         title, opening.title = opening.title, ""
         if not opening.segments:
@@ -206,7 +206,7 @@ def _chapter(draft: Draft, title: str, phrases: Phrases) -> Chapter:
     names = {"decision": phrases.decisions, "todo": phrases.todos, "other": phrases.discussion}
     name = draft.title or (title if draft.role == "front" else names.get(draft.role, ""))
     segments = list(draft.segments)
-    if draft.role != "front" and letters(name):
+    if draft.role != "front" and has_letters(name):
         segments.insert(0, Segment("heading", NARRATOR, name, pause_ms=PAUSE_MS["heading"]))
     for at in range(1, len(segments)):
         if segments[at - 1].kind in ("title", "heading"):

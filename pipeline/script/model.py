@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pipeline.errors import ScriptError
@@ -102,6 +102,21 @@ class Script:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them."""
         return asdict(self)
+
+    def kept(self, *, degraded: Sequence[str] = (), warnings: Sequence[str] = ()) -> dict[str, Any]:
+        """The script as an episode keeps it, with what people should know about its speech.
+
+        Args:
+            degraded: what the voice does in another way than it was wished.
+            warnings: of the engine.
+        """
+        skipped = [asdict(one) for one in self.skipped]
+        remarks = {"degraded": [*degraded], "warnings": [*warnings], "skipped": skipped}
+        return self.to_dict() | {"remarks": remarks}
+
+    def whole(self) -> Script:
+        """The script with the chapters it offers at its end."""
+        return replace(self, chapters=self.chapters + self.offered, offered=())
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Script:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from connectors.base import Note
-from pipeline.script.clean import Cleaner, letters
+from pipeline.script.clean import Cleaner, has_letters
 from pipeline.script.model import NARRATOR, PAUSE_MS, Kind, Segment
 from pipeline.script.speakers import LABEL, STAMPED, fold, turn_pattern
 from pipeline.script.todos import Todo
@@ -102,7 +102,7 @@ class Reader:
         self._turn = turn_pattern(speakers)
 
     def read(self, lines: Sequence[str]) -> None:
-        at = 0 if self.verbatim or letters(self.note.title) else self._opening(lines)
+        at = 0 if self.verbatim or has_letters(self.note.title) else self._opening(lines)
         while at < len(lines):
             at += self._block(lines, at) or self._line(lines[at])
 
@@ -114,12 +114,16 @@ class Reader:
         filled = (at for at, line in enumerate(lines) if line.strip())
         at, below = next(filled, -1), next(filled, -1)
         found = _SECTION.fullmatch(lines[at]) if at >= 0 else None
-        if found and plain_name(found["name"]) in NAMES["title"] and letters(found["rest"] or ""):
+        if (
+            found
+            and plain_name(found["name"]) in NAMES["title"]
+            and has_letters(found["rest"] or "")
+        ):
             self.cleaner.skip(f"{found['mark'] or ''}{found['name']}", "label")
             self.title = self.cleaner.clean(found["rest"])
         elif below > 0 and self._is_title(lines[at].strip(), lines[below]):
             self.title = self.cleaner.clean(lines[at])
-        return at + 1 if letters(self.title) else 0
+        return at + 1 if has_letters(self.title) else 0
 
     def _is_title(self, line: str, below: str) -> bool:
         plain = not (":" in line or "：" in line or "|" in line or line.endswith(_ENDS))
@@ -165,7 +169,7 @@ class Reader:
             return False
         groups = found.groupdict()
         words = self.cleaner.clean((groups.get("text") or groups.get("zh") or "").rstrip(" \t#"))
-        if not letters(words):
+        if not has_letters(words):
             return False
         if fold(words.rstrip(":：")) in self.speakers and not line.lstrip().startswith("#"):
             return False
@@ -259,7 +263,7 @@ class Reader:
     def _turn_of(self, name: str, text: str) -> None:
         said = self.cleaner.clean(text)
         self.speaker, self.stamped = name, False
-        if letters(said):
+        if has_letters(said):
             self._say("speech", said, speaker=name)
         else:
             self.cleaner.skip(name, "speaker label")
@@ -304,7 +308,7 @@ class Reader:
             self._say("todo", self.phrases.done.format(text=text) if done else text)
             return
         task = Todo.read(text, self.speakers, self.cleaner)
-        if letters(task.task):
+        if has_letters(task.task):
             self._say("todo", task.said(self.lang))
 
     def _code(self, lines: Sequence[str], at: int, fence: str) -> int:
@@ -334,16 +338,18 @@ class Reader:
         columns = {_column(name): at for at, name in enumerate(header)}
         if {"task"} < columns.keys() and len(row) <= len(header):
             values = {kind: row[at] for kind, at in columns.items() if at < len(row)}
-            others = sum(bool(letters(cell)) for cell in row)
-            known = sum(bool(letters(values.get(kind, ""))) for kind in ("task", "owner", "due"))
-            if known == others and letters(values.get("task", "")):
+            others = sum(bool(has_letters(cell)) for cell in row)
+            known = sum(
+                bool(has_letters(values.get(kind, ""))) for kind in ("task", "owner", "due")
+            )
+            if known == others and has_letters(values.get("task", "")):
                 task = Todo(values["task"], values.get("owner", ""), values.get("due", ""))
                 self._say("todo", task.said(self.lang))
                 return
         comma, pairs = ("，" if self.lang == "zh" else ", "), []
         for at, cell in enumerate(row):
             name = header[at] if at < len(header) else ""
-            if letters(cell):
+            if has_letters(cell):
                 pairs.append(f"{name} {cell}".strip())
                 if name:
                     used[at] = True
@@ -375,7 +381,7 @@ class Reader:
             self.drafts.append(self.place)
 
     def _say(self, kind: Kind, text: str, *, speaker: str = NARRATOR) -> None:
-        if not letters(text):
+        if not has_letters(text):
             return
         segments = self.place.segments
         emotion = self.note.emotion if kind in ("speech", "prose", "quote") else ""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.script.clean import Cleaner, letters
+from pipeline.script.clean import Cleaner, has_letters
 from pipeline.script.speakers import fold
 from pipeline.script.words import NAMES, SECTION_NAMES, is_han
 
@@ -41,7 +41,7 @@ class Todo:
         """`Alice: send it (due Friday)`, `写文档（负责人：李雷，周五前）`; the unclear stays."""
         task, owner, due = text, "", ""
         bracket = _BRACKET.fullmatch(task) if task.endswith((")", "）", "。", ".")) else None
-        if bracket and letters(bracket["task"]):
+        if bracket and has_letters(bracket["task"]):
             parts = [part.strip() for part in re.split(r"[,，;；、]", bracket["inside"])]
             read = [_who_or_when(part, speakers) for part in parts]
             kinds = {kind for kind, _, _ in read}
@@ -51,7 +51,7 @@ class Todo:
                     owner, due = (value, due) if kind == "owner" else (owner, value)
                 task = bracket["task"]
         first = _OWNER_FIRST.fullmatch(task) if not owner else None
-        if first and letters(first["task"]) and _is_name(first["owner"]):
+        if first and has_letters(first["task"]) and _is_name(first["owner"]):
             owner, task = first["owner"].strip(), first["task"]
         return cls(task.strip(), owner, due)
 

@@ -78,7 +78,7 @@ def plain_name(text: str) -> str:
 
 
 NAMES = _load_names()
-_SECTION_ROLES = ("decision", "todo", "summary", "meta", "attendees", "other")
+SECTION_ROLES = ("decision", "todo", "summary", "meta", "attendees", "other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +99,14 @@ class SectionNames:
         Raises:
             ValueError: an unknown role.
         """
-        unknown = names.keys() - set(_SECTION_ROLES)
+        unknown = names.keys() - set(SECTION_ROLES)
         if unknown:
-            raise ValueError(f"{min(unknown)!r} is none of {', '.join(_SECTION_ROLES)}")
+            raise ValueError(f"{min(unknown)!r} is none of {', '.join(SECTION_ROLES)}")
         more = {plain_name(name): role for role, group in names.items() for name in group}
         return SectionNames({**self.roles, **more}, self.not_people | more.keys())
 
 
-_ROLES = {name: role for role in _SECTION_ROLES for name in NAMES[role]}
+_ROLES = {name: role for role in SECTION_ROLES for name in NAMES[role]}
 SECTION_NAMES = SectionNames(
     _ROLES, frozenset(_ROLES) | NAMES["stop"] | NAMES["owner"] | NAMES["due"]
 )

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from pipeline.services import Services
 from pipeline.web import (
     admin,
+    chapters,
     control,
     episodes,
     files,
@@ -37,7 +38,7 @@ def make_web(services: Services, gateway: Gateway) -> FastAPI:
         lifespan=site.lifespan,
     )
     problems.install(app)
-    for theme in (hooks, episodes, control, files, health, live, speech, admin, metrics):
+    for theme in (hooks, episodes, control, files, health, live, chapters, speech, admin, metrics):
         app.include_router(theme.routes(site))
     files.mount_static(app)
     admin.mount_static(app)

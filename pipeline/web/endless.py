@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
@@ -30,7 +31,7 @@ class BrokenOff(Exception):
 
 
 class Endless(Response):
-    """Streams `body` until it ends, the client is gone or stuck, or `allowed` says no.
+    """Streams `body` until it ends, the client is gone or stuck, or may not go on.
 
     Only a body that came to its end is closed as HTTP wants it, so that a client can tell a whole
     stream from one that broke off. Nothing is read ahead: a slow client slows `body` down.
@@ -38,6 +39,7 @@ class Endless(Response):
     Args:
         body: closed in any case.
         allowed: asked every two seconds; False breaks the stream off.
+        ended: breaks the stream off when it is set.
         on_close: called at the end in any case, also if `body` was never begun.
     """
 
@@ -46,7 +48,8 @@ class Endless(Response):
         body: AsyncGenerator[bytes],
         *,
         media_type: str,
-        allowed: Callable[[], Awaitable[bool]],
+        allowed: Callable[[], Awaitable[bool]] | None = None,
+        ended: asyncio.Event | None = None,
         headers: Mapping[str, str] | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
@@ -56,14 +59,17 @@ class Endless(Response):
         self.init_headers({**HEADERS, **(headers or {})})
         self._body = body
         self._allowed = allowed
+        self._ended = ended
         self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        tasks = [
-            asyncio.create_task(work)
-            for work in (self._send(send), _until_gone(receive), self._until_refused())
-        ]
+        works: list[Coroutine[Any, Any, object]] = [self._send(send), _until_gone(receive)]
+        if self._allowed is not None:
+            works.append(_until_refused(self._allowed))
+        if self._ended is not None:
+            works.append(self._ended.wait())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -90,11 +96,12 @@ class Endless(Response):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _until_refused(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            if not await self._allowed():
-                return
+
+async def _until_refused(allowed: Callable[[], Awaitable[bool]]) -> None:
+    while True:
+        await asyncio.sleep(LOOK_S)
+        if not await allowed():
+            return
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -28,7 +28,6 @@ from streaming.renditions import Renditions, packets_of, wav_header
 from streaming.server import SessionInfo
 from streaming.session import stream_handle
 from streaming.tap import Pace, Tap, header_of, run_up
-from streaming.tokens import Grant
 
 START_WAIT_S = 45.0  # for a session that waits for a voice; proxies give up after a minute
 _LOOK_S = 1.0
@@ -67,7 +66,8 @@ async def look_up(site: Site, sid: str) -> tuple[Channel, SessionInfo | None]:
         if info is None:
             raise ListenRefused(404, "not_found", f"there is no session {sid}")
         if info.state == "done":
-            raise ListenRefused(410, "gone", f"the session is over; its recording: {info.url}")
+            message = f"the session is over; its recording: {info.url}"
+            raise ListenRefused(410, "gone", message, **info.recording())
         if info.state == "failed":
             raise ListenRefused(502, "engine_failed", "the session could not be spoken")
     return channel, info
@@ -96,13 +96,6 @@ async def begins(channel: Channel) -> None:
             await channel.live.wait()
 
 
-async def may_go_on(site: Site, grant: Grant) -> bool:
-    """Say if somebody who listens may go on, and this process still serves."""
-    if site.gateway.draining or time.time() > grant.expires:
-        return False
-    return not grant.link or await site.gateway.links.is_good(grant.link, max_age_s=2.0)
-
-
 class _LiveAudio:
     def __init__(self, site: Site, renditions: Renditions) -> None:
         self._site = site
@@ -129,12 +122,13 @@ class _LiveAudio:
         channel = await channel_of(self._site, sid)
         tap = Tap(channel, pace=Pace())
         offset = tap.seek(from_ms)
+        guest = await take_place(self._site, request, sid, grant)
         return Endless(
             self._body(tap, form, offset),
             media_type=MEDIA_TYPES[form],
             headers={"Accept-Ranges": "none"},
-            allowed=lambda: may_go_on(self._site, grant),
-            on_close=await take_place(self._site, request, grant),
+            ended=guest.ended,
+            on_close=lambda: self._site.gateway.dismiss(guest),
         )
 
     async def _stored(self, sid: str, form: Format, request: Request) -> Response | None:
@@ -163,7 +157,9 @@ class _LiveAudio:
         while found := await tap.next_chunk():
             index, slot = found
             samples = await self._renditions.of(tap.channel, index, "wav")
-            if not slot.void:
+            if slot.void:
+                tap.take_back()
+            else:
                 yield samples[offset // 2 * 2 :]
                 offset = 0
 
@@ -174,7 +170,9 @@ class _LiveAudio:
             frames = await self._renditions.of(tap.channel, index, "mp3")
             if unpack_header(header_of(slot)).flags & Flag.DISCONTINUITY:
                 yield await self._tail(tap.channel, last)
-            if not slot.void:
+            if slot.void:
+                tap.take_back()
+            else:
                 yield frames
                 last = index
         yield await self._tail(tap.channel, last)

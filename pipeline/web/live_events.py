@@ -16,13 +16,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from pipeline.web.endless import HEADERS, Endless
-from pipeline.web.live_audio import begins, look_up, may_go_on
+from pipeline.web.live_audio import begins, look_up
 from pipeline.web.proofs import ListenRefused, grant_for, take_place
 from pipeline.web.site import Site
 from streaming.chunk_log import Position
 from streaming.frames import Codec
 from streaming.hub import Channel, Slot
 from streaming.listener import Start
+from streaming.server import opened_fields
 from streaming.tap import Tap, body_of
 
 HEARTBEAT_S = 15.0
@@ -60,11 +61,12 @@ class _LiveEvents:
         channel, _info = await look_up(self._site, sid)
         if after is not None and after >= channel.head and _is_complete(channel):
             return Response(status_code=204, headers=HEADERS)
+        guest = await take_place(self._site, request, sid, grant)
         return Endless(
             self._body(sid, after),
             media_type="text/event-stream",
-            allowed=lambda: may_go_on(self._site, grant),
-            on_close=await take_place(self._site, request, grant),
+            ended=guest.ended,
+            on_close=lambda: self._site.gateway.dismiss(guest),
         )
 
     async def _body(self, sid: str, after: Position | None) -> AsyncGenerator[bytes]:
@@ -74,9 +76,11 @@ class _LiveEvents:
         channel = await self._site.gateway.hub.channel(sid)
         if not channel.live.is_set():
             return  # and it was said why
-        with Tap(channel, lingers=True) as tap:
+        info = await self._site.gateway.session_info(sid)
+        with Tap(channel, lingers=True, hears=False) as tap:
             if after is not None:
                 tap.index = channel.find(Start(position=after), Codec.OPUS)
+            yield _data({"t": "opened", "sid": sid, **opened_fields(channel, tap.index, info)})
             silent_s = 0.0
             while not (tap.is_over and tap.is_at_head and _is_complete(channel)):
                 if tap.is_over and silent_s >= FILE_WAIT_S:
@@ -100,14 +104,14 @@ class _LiveEvents:
                 channel, info = await look_up(self._site, sid)
             except ListenRefused as refusal:
                 error = {"t": "error", "sid": sid, "code": refusal.code, "status": refusal.status}
-                yield _data(error | {"message": str(refusal), "fatal": True})
+                yield _data(error | {"message": str(refusal), "fatal": True} | refusal.details)
                 return
             if channel.live.is_set():
                 return
             now = time.monotonic()
             if info and (info.pos, info.eta_ms) != told:
                 told, said_at = (info.pos, info.eta_ms), now
-                yield _data({"t": "queued", "sid": sid, "pos": info.pos, "eta_ms": info.eta_ms})
+                yield _data(info.queued(sid))
             elif now > said_at + HEARTBEAT_S:
                 said_at = now
                 yield HEARTBEAT

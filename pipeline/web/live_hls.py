@@ -72,7 +72,7 @@ class _LiveHls:
     ) -> Response:
         """One segment; its bytes never change."""
         channel = await self._channel(request, sid)
-        with Tap(channel):  # holds it
+        with Tap(channel, hears=False):  # holds it
             body = await segment(self._renditions, channel, name)
         if body is None:
             raise ListenRefused(404, "not_found", f"there is no segment {name}")

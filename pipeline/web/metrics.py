@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from fastapi import APIRouter, HTTPException, Request, Response
 
 from pipeline.metrics import CONTENT_TYPE
 from pipeline.web.site import Site
+from streaming.admission import is_loopback
 
 
 def routes(site: Site) -> APIRouter:
@@ -42,9 +41,4 @@ class _Metrics:
 
 def _is_local(request: Request) -> bool:
     """Say if nobody but this machine asks; what a proxy passes on is from elsewhere."""
-    if request.client is None or "x-forwarded-for" in request.headers:
-        return False
-    try:
-        return ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
+    return "x-forwarded-for" not in request.headers and is_loopback(request.client)

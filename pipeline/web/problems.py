@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from connectors.payload import json_pointer
 from pipeline.errors import DatabaseUnavailable, PipelineError, Refused
 from pipeline.storage import StorageUnavailable
+from pipeline.web.proofs import ListenRefused
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +28,16 @@ def install(app: FastAPI) -> None:
 
 
 def problem(
-    status: int, code: str, message: str, *, field: str = "", headers: dict[str, str] | None = None
+    status: int,
+    code: str,
+    message: str,
+    *,
+    field: str = "",
+    details: Mapping[str, str] | None = None,
+    headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     """An error answer; `field` is a JSON pointer or the name of a parameter."""
-    error: dict[str, Any] = {"code": code, "message": message}
+    error: dict[str, Any] = {"code": code, "message": message, **(details or {})}
     if field:
         error["field"] = field
     return JSONResponse({"ok": False, "error": error}, status, headers=headers)
@@ -43,7 +51,8 @@ async def _pipeline_error(_request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(round(getattr(error, "after_s", 2.0)))
         return problem(503, error.code, "not available at the moment, try again", headers=headers)
     field = error.field if isinstance(error, Refused) else ""
-    return problem(error.status, error.code, str(error), field=field)
+    details = error.details if isinstance(error, ListenRefused) else None
+    return problem(error.status, error.code, str(error), field=field, details=details)
 
 
 async def _validation_error(_request: Request, error: Exception) -> Response:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -12,17 +10,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import PipelineError
 from pipeline.web.site import Site
 from streaming.errors import LedgerUnavailable, LinkRevoked, TokenError
+from streaming.guests import Guest, NoPlace
 from streaming.tickets import FIRST_USE_S
 from streaming.tokens import Grant
 
 
 class ListenRefused(PipelineError):
-    """A listener is not let in; `code` is an error code of the listening protocol."""
+    """A listener is not let in.
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    Attributes:
+        code: an error code of the listening protocol.
+        details: more fields of the error, as the protocol has them (`url` of a recording, ...).
+    """
+
+    def __init__(self, status: int, code: str, message: str, **details: str) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.details = details
 
 
 class TicketWish(BaseModel):
@@ -65,27 +70,20 @@ async def grant_for(site: Site, request: Request, sid: str, stream: str) -> Gran
     return grant
 
 
-async def take_place(site: Site, request: Request, grant: Grant) -> Callable[[], None]:
+async def take_place(site: Site, request: Request, sid: str, grant: Grant) -> Guest:
     """Count an endless listener among the connections of its address, link and user.
-
-    Returns:
-        what gives the place back.
 
     Raises:
         ListenRefused: there is no place.
     """
-    admission, conn = site.gateway.admission, secrets.token_hex(6)
     client = request.client
-    address = admission.address(
+    address = site.gateway.admission.address(
         (client.host, client.port) if client else None, request.headers.getlist("x-forwarded-for")
     )
-    full: str | None = "too many connections from this address; close one, or try later"
-    if await admission.enter(conn, address):
-        full = await admission.join(conn, grant)
-    if full is not None:
-        admission.leave(conn)
-        raise ListenRefused(429, "too_many_listeners", full)
-    return lambda: admission.leave(conn)
+    try:
+        return await site.gateway.admit(sid, grant, address)
+    except NoPlace as full:
+        raise ListenRefused(full.status, full.code, str(full)) from full
 
 
 async def _check_link(site: Site, grant: Grant, sid: str) -> None:

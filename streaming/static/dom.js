@@ -14,6 +14,8 @@ export function announce(text) {
 
 /** `url` made absolute, or null unless it is http(s). */
 export function address(url) {
-  const { protocol, href } = new URL(url, location.href);
+  const { protocol, pathname, search, href } = new URL(url, location.href);
+  // Our own files come from wherever this page came from: the installation may have other names.
+  if (/^\/episodes\/[\w.-]+$/.test(pathname)) return location.origin + pathname + search;
   return /^https?:$/.test(protocol) ? href : null;
 }

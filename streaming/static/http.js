@@ -34,6 +34,18 @@ export async function listVoices(token) {
   return ask("/v1/audio/voices", { headers }).then(({ voices }) => voices ?? [], () => []);
 }
 
+/** What the session leaves out, `[{number, title, minutes}]`; each is spoken when it is opened. */
+export async function listOffered(token, sid) {
+  const headers = { Authorization: `Bearer ${token}` };
+  return ask(`/v1/live/${sid}/chapters`, { headers }).then(({ offered }) => offered, () => []);
+}
+
+/** Let an offered chapter be spoken; gives its link. */
+export async function openChapter(token, sid, number) {
+  const headers = { Authorization: `Bearer ${token}` };
+  return (await ask(`/v1/live/${sid}/chapters/${number}`, { method: "POST", headers })).listen_url;
+}
+
 async function ask(address, options) {
   const answer = await fetch(address, options).catch(() => {
     throw new Refused("unreachable");

@@ -8,7 +8,7 @@ import { playableCodecs } from "./decoder.js";
 import { $, address } from "./dom.js";
 import { FileVoice, StreamVoice } from "./element.js";
 import { HostStrip } from "./host.js";
-import { EventFeed, buyTicket, listVoices, read } from "./http.js";
+import { EventFeed, buyTicket, listOffered, listVoices, openChapter, read } from "./http.js";
 import { Connection, TICKS_PER_MS, backoffMs, sessionOf } from "./protocol.js";
 import { chooseLanguage, known } from "./strings.js";
 import { View } from "./view.js";
@@ -27,7 +27,10 @@ class Player {
     seek: (ms) => this.seek(ms),
     onFollow: () => this.#paintFollow(),
   });
-  #chapters = new Chapters({ seek: (ms) => this.seek(ms) });
+  #chapters = new Chapters({
+    seek: (ms) => this.seek(ms),
+    open: (number) => openChapter(this.#token, this.#sid, number),
+  });
   #view = new View();
   #host = new HostStrip({
     order: (order) => this.#order(order),
@@ -41,6 +44,8 @@ class Player {
   #ticket = null;
   #address = null; // of its sound then; without a time: of the recording
   #isAsking = false; // for the session over HTTP
+  #tried = new Set(); // recordings that were played, or could not be
+  #knowsMore = false; // what the session leaves out and offers
   #role = "listener";
   #listeners = null;
   #isAtEdge = false; // the server's replay is over: what comes is new
@@ -143,10 +148,12 @@ class Player {
     codec: (m) => this.#voice.configure?.({ skip: m.skip }),
     queued: (m) => {
       this.#queue = m;
+      if (!this.#opened) this.#introduce(m);
       this.#note("queued", { pos: m.pos });
     },
-    opened: (m) => this.#onOpened(m),
+    opened: (m) => (this.#feed ? this.#onTold(m) : this.#onOpened(m)),
     seg: (m) => {
+      this.#learnMore();
       this.#captions.addSentence(m);
       this.#chapters.add(m.ms, m.chapter);
     },
@@ -188,8 +195,9 @@ class Player {
 
   onProblem(code, message) {
     this.#note("problem", { code });
-    const url = message.url ?? this.#file?.url ?? this.#address?.();
-    if (code === "gone" && url) this.#playFile({ ...this.#file, ...message, url });
+    const urls = code === "gone" ? [message.url, this.#file?.url, this.#address?.()] : [];
+    const url = urls.find((one) => one && !this.#tried.has(one));
+    if (url) this.#playFile({ ...this.#file, ...message, url });
     else if (!this.#whole()) this.#fail(known(code) ? code : message.retry_ms == null ? "internal" : "busy");
   }
 
@@ -259,6 +267,14 @@ class Player {
       this.#voice.seek(m.from.ms);
     }
     this.#goal = null;
+  }
+
+  /** What the session is, where its sound comes by another way. */
+  #onTold(m) {
+    this.#state = m.state;
+    this.#queue = null;
+    this.#edge = Math.max(this.#edge, m.head.ms);
+    this.#introduce(m);
   }
 
   #onCut(m) {
@@ -416,6 +432,7 @@ class Player {
 
   /** The session is gone, its recording is not: the same controls, another source. */
   async #playFile(file) {
+    this.#tried.add(file.url);
     this.#problem = this.#down = null;
     this.#state = "ended";
     this.#feed?.close();
@@ -427,6 +444,7 @@ class Player {
     });
     if (!this.#opened) this.#introduce(file);
     this.#offer(file);
+    this.#learnMore();
     this.#paint();
     const captions = file.vtt ?? (this.#ticket && `/episodes/${this.#sid}.vtt`);
     if (!captions || !this.#captions.empty) return;
@@ -471,6 +489,13 @@ class Player {
     this.#view.offer(file);
     const chapters = file.chapters && await read(this.#token, address(file.chapters));
     if (chapters) this.#chapters.load(chapters);
+  }
+
+  /** Once somebody has spoken, it is known what the session leaves out. */
+  async #learnMore() {
+    if (this.#knowsMore) return;
+    this.#knowsMore = true;
+    this.#chapters.offer(await listOffered(this.#token, this.#sid));
   }
 
   #fail(code) {

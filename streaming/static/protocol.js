@@ -15,7 +15,7 @@ const AUDIO = 1;
 const SILENCE = 2;
 const END = 3;
 
-const PING_MS = 10_000;
+const PING_MS = 15_000; // unless the server wishes otherwise
 const ACK_MS = 5_000;
 const SILENT_MS = 25_000; // nothing at all for so long: the path is dead
 const GOOD_MS = 30_000; // a connection that held so long resets the backoff
@@ -119,6 +119,7 @@ export class Connection {
   #heardAt = 0;
   #saidAt = 0;
   #ackMs = ACK_MS;
+  #pingMs = PING_MS;
   #request = 0;
   #asked = 0; // the `open` that this socket has of ours
   #opened = 0; // the request whose answer we follow
@@ -227,6 +228,7 @@ export class Connection {
       clearTimeout(this.#door);
       this.#welcomed = true;
       this.#upSince = Date.now();
+      this.#pingMs = message.ping_ms ?? PING_MS;
       this.open(this.host.from());
     } else if (message.t === "opened") {
       if (message.req !== this.#asked) return;
@@ -277,7 +279,7 @@ export class Connection {
       this.#down(dead, { code: 1006 });
     } else if (this.up && now - this.#saidAt >= this.#ackMs) {
       this.ack();
-    } else if (now - this.#saidAt >= PING_MS) {
+    } else if (now - this.#saidAt >= this.#pingMs) {
       this.#saidAt = now;
       this.#send({ t: "ping", ts: now });
     }

@@ -237,6 +237,10 @@ def page_app(recordings: Path, gateway: Gateway) -> FastAPI:
         heart = {"id": "af_heart", "name": "Heart", "lang": "en"}
         return {"voices": [{"id": "zf_xiaoxiao", "name": "Xiaoxiao", "lang": "zh"}, heart]}
 
+    @app.get("/v1/live/{sid}/chapters")
+    def chapters(sid: str) -> dict[str, list[object]]:
+        return {"offered": []}
+
     @app.get("/recordings/{name}")
     def recording(name: str) -> FileResponse:
         return FileResponse(recordings / name)

@@ -65,6 +65,7 @@ def test_browser_without_audio_worklet_hears_the_http_stream(stage: Stage, tab: 
     wait(tab, "s.transport === 'http' && s.play_ms > 500")
 
     assert not events(tab, "opened")
+    tab.wait("document.title === 'Weekly sync · Notecast'")
 
 
 def test_browser_without_opus_in_ogg_gets_mp3(stage: Stage, tab: Tab) -> None:

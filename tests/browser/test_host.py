@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from streaming import listener
 from streaming.errors import NotDone
 from streaming.orders import Order, Outcome
 from streaming.session import LiveSession
@@ -121,7 +122,6 @@ def test_new_pace_is_ordered_told_and_heard_from_the_next_sentence_on(
     assert told == f"Pace: 1.25× from 0:0{cut['cut_ms'] // 1000} on, for everybody."
     assert text(tab, "#announce") != ""
     after = stats(tab)
-    assert after["underruns"]["n"] == 0
     assert after["received_sha256"] == after["end_sha256"]
     # Nothing twice and nothing left out, but for the decoder's delay at the two ends.
     assert int(after["tap"].split(":")[1]) == pytest.approx(SCRIPT_MS * 48, abs=1_000)
@@ -241,15 +241,26 @@ def test_host_sees_how_many_listen_and_the_place_in_line(stage: Stage, tab: Tab)
     tab.on_load(SOCKET)
     tab.open(stage.link(session.sid, role="owner"))
     wait(tab, "s.buf_ms > 4000")
-    for count, said in ((1, "1 listening"), (12, "12 listening")):
-        message = {"t": "listeners", "sid": session.sid, "n": count}
-        tab.evaluate(f"socket.onmessage({{ data: {json.dumps(json.dumps(message))} }})")
-        tab.wait(f"document.querySelector('#host-facts').textContent === '{said}'")
+    tab.wait("document.querySelector('#host-facts').textContent === '1 listening'")
+    message = {"t": "listeners", "sid": session.sid, "n": 12}
+    tab.evaluate(f"socket.onmessage({{ data: {json.dumps(json.dumps(message))} }})")
+    tab.wait("document.querySelector('#host-facts').textContent === '12 listening'")
     message = {"t": "queued", "sid": session.sid, "pos": 3, "eta_ms": 1000}
     tab.evaluate(f"socket.onmessage({{ data: {json.dumps(json.dumps(message))} }})")
 
     facts = "document.querySelector('#host-facts').textContent"
     tab.wait(f"{facts} === '12 listening · number 3 in line'")
+
+
+def test_page_pings_as_often_as_the_server_wishes(
+    stage: Stage, tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "PING_MS", 300)
+    session = spoken(stage)
+    tab.on_load(SOCKET)
+    tab.open(stage.link(session.sid))
+
+    tab.wait("heard.filter(({ t }) => t === 'pong').length > 2")
 
 
 def test_listener_who_orders_by_hand_is_refused(stage: Stage, tab: Tab) -> None:

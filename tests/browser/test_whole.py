@@ -102,3 +102,30 @@ def test_finished_episode_is_heard_with_its_captions_where_websockets_are_blocke
 
     assert SENTENCES[1] in text(tab, "#transcript")
     assert stats(tab)["underruns"]["n"] == 0
+
+
+def test_chapter_that_the_short_form_leaves_out_is_spoken_when_it_is_tapped(
+    studio: Studio, tab: Tab
+) -> None:
+    notes = (
+        "## Decisions\n- Ship on Friday\n\n## The long talk\n"
+        + "Alice: Hello, Bob.\nBob: Hello, Alice.\n" * 2
+    )
+    answer = requests.post(
+        f"{studio.url}/v1/episodes",
+        json={"title": "Notes", "text": notes, "detail": "brief"},
+        headers={"Authorization": f"Bearer {API_KEY}"},
+        timeout=20,
+    ).json()
+    tab.open(here(studio, answer["listen_url"]))
+    tab.wait("!document.querySelector('#more-label').hidden")
+    label, entry = text(tab, "#more-label"), text(tab, "#more-list li")
+    tab.click("#chapters summary")
+    tab.click("#more-list button")
+    tab.wait("document.querySelector('#title')?.textContent === 'The long talk'")
+    tab.click("#play")
+    wait(tab, "s.end_sha256 !== null && s.play_ms > 500")
+
+    assert (label, entry) == ("More, spoken when you open it", "The long talkabout 1 min")
+    assert "Hello, Bob." in text(tab, "#transcript")
+    assert tab.evaluate("document.querySelector('#more-label').hidden")

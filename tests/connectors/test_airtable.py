@@ -152,7 +152,7 @@ def test_ping_is_a_walk_with_an_empty_answer(airtable: Airtable, tool: FakeAirta
     delivery = tool.ping(BASE, webhook)
 
     (event,) = airtable.events(airtable.verify(hook(delivery), now=NOW), hook(delivery))
-    reply = airtable.answer(Accepted("", "ignored", ""))
+    reply = airtable.answer(Accepted("", "ignored", ""), Hook("POST", {}, b"{}", NOW))
 
     assert event.kind == "ping"
     assert webhook.id in event.delivery_key

@@ -328,7 +328,8 @@ def test_an_automation_wakes_us_and_its_words_are_not_believed():
     (found,) = door.events(verified, hook)
 
     assert (found.delivery_key, found.ref, found.note) == ("recDemo01:1", ref(), None)
-    assert door.answer(Accepted("ep", "queued", LINK, duplicate=True)).status == 200
+    assert found.asked, "the next step of the automation wants the link"
+    assert door.answer(Accepted("ep", "queued", LINK, duplicate=True), hook).status == 200
 
 
 def test_every_press_of_a_button_counts_where_the_automation_sends_no_time():

@@ -155,7 +155,8 @@ def test_the_trigger_time_may_stand_in_a_header():
 
 
 def test_answer_is_always_200_so_that_the_next_step_runs():
-    reply = connector().answer(Accepted("ep_1", "queued", "https://notes.example/l/8f2c", True))
+    accepted = Accepted("ep_1", "queued", "https://notes.example/l/8f2c", True)
+    reply = connector().answer(accepted, Hook("POST", {}, b"{}", NOW))
 
     assert reply.status == 200
     assert json.loads(reply.body)["duplicate"] is True
@@ -208,3 +209,7 @@ def test_hostile_bodies_are_events_or_named_faults(body: bytes, name: str):
 def test_dangerous_json_is_malformed(body: bytes, message: str):
     with pytest.raises(Malformed, match=message):
         connector().events(body, hook(body))
+
+
+def test_the_flow_of_the_base_is_started_at_the_end_only():
+    assert connector().shows == {"done", "failed"}

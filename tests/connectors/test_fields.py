@@ -262,3 +262,36 @@ def test_a_computed_column_neither_triggers_nor_is_written() -> None:
 def test_a_mapping_that_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match="(?s)" + message.replace("[", r"\[")):
         english(**changes)
+
+
+@pytest.mark.parametrize(
+    "voice",
+    [
+        "https://evil.example/clip.wav",
+        "//evil.example/clip",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "..\\..\\secret",
+        "C:\\clip.wav",
+        "file:clip.wav",
+        "data:audio/wav;base64,AAAA",
+    ],
+)
+def test_a_voice_is_a_name_and_never_an_address_or_a_path(voice: str) -> None:
+    config = english(fields={"text": "Notes", "voice": "Voice"})
+
+    note = note_from(config, REF, {"Notes": "x", "Voice": voice})
+
+    assert note.voice == ""
+    assert note.warnings and "is an address or a path" in note.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "voice", ["anna", "zf_xiaoxiao", "af_heart:0.6,af_bella:.4", "小美", "alloy:2"]
+)
+def test_names_and_blends_of_voices_are_taken_as_they_are(voice: str) -> None:
+    config = english(fields={"text": "Notes", "voice": "Voice"})
+
+    note = note_from(config, REF, {"Notes": "x", "Voice": voice})
+
+    assert (note.voice, note.warnings) == (voice, ())

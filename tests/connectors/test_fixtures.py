@@ -178,7 +178,7 @@ def deliver(connector: Connector, hook: Hook) -> tuple[Reply, list[dict[str, Any
     except ConnectorError as error:
         return connector.refuse(error), []
     accepted = Accepted("ep_1", "queued", "https://notes.example/l/8f2c")
-    return connector.answer(accepted), [asdict(event) for event in events]
+    return connector.answer(accepted, hook), [asdict(event) for event in events]
 
 
 def assert_within(expected: Any, actual: Any, where: str = "") -> None:

@@ -482,3 +482,34 @@ def test_odd_events_are_malformed(content: dict[str, Any]):
 
     with pytest.raises(Malformed):
         notion.events(body, hook)
+
+
+def test_pages_that_slip_from_answer_to_answer_are_found_by_the_next_walk(
+    notion: Notion, tool: FakeNotion, table: Table, clock: Clock
+):
+    for n in range(230):
+        tool.world.add_row(table, f"p{n}", {"Name": str(n), "Status": "Ready"})
+    cursor, found = Cursor(), []
+    for page in notion.backfill(cursor):
+        found += [event.ref.key for event in page.events]
+        cursor = page.cursor
+        clock.now += timedelta(minutes=10)
+        if "next" in cursor.value:  # the one to go on with moves to the end
+            tool.world.edit(table, cursor.value["next"], {"Name": "edited"})
+    assert len(found) < 230
+    again, _ = walk(notion, cursor)
+
+    assert {event.ref.key for event in again} == {f"p{n}" for n in range(230)}
+
+
+def test_a_long_walk_over_pages_that_stay_ready_is_not_repeated_for_ever(
+    notion: Notion, tool: FakeNotion, table: Table
+):
+    for n in range(130):
+        tool.world.add_row(table, f"p{n}", {"Name": str(n), "Status": "Ready"})
+    cursor = Cursor()
+    for _ in range(4):
+        _, cursor = walk(notion, cursor)
+
+    assert cursor.value.keys() == {"since"}
+    assert cursor.value["since"]

@@ -144,7 +144,7 @@ def test_command_carries_its_note_and_the_answer_the_link(slack: Slack, tool: Fa
     delivery = tool.command("Alice: ship &lt;Friday&gt; &amp; test")
 
     event = only(slack, delivery)
-    answer = slack.answer(Accepted("ep_1", "queued", LINK))
+    answer = slack.answer(Accepted("ep_1", "queued", LINK), hook_of(delivery))
 
     assert event.note is not None
     assert event.note.text == "Alice: ship <Friday> & test"
@@ -152,6 +152,13 @@ def test_command_carries_its_note_and_the_answer_the_link(slack: Slack, tool: Fa
     assert event.delivery_key == form["trigger_id"][0]
     assert (event.ref.container, event.ref.table) == (TEAM, CHANNEL)
     assert text_of(answer) == f"Queued. <{LINK}|Listen live> as soon as it begins."
+
+
+def test_anything_but_a_command_is_answered_without_words(slack: Slack, tool: FakeSlack):
+    accepted = Accepted("ep_1", "queued", LINK)
+    for body in (b"payload=%7B%7D", b'{"type": "event_callback", "command": "/x"}'):
+        answer = slack.answer(accepted, Hook("POST", {}, body, NOW))
+        assert (answer.status, answer.body) == (200, b"")
 
 
 @pytest.mark.parametrize("text", ["", "   ", "https://a.example/notes", "<https://a.example>"])

@@ -30,7 +30,7 @@ class Narrator:
         self._encoder = audio.Encoder()
         self._live = audio.LiveEncoder(self._encoder)
         self.session = LiveSession.create(
-            studio.services.chunks, self.sid, 1, meta={"title": "By hand"}
+            studio.services.chunks, self.sid, 1, meta={"title": "By hand", "lang": "en"}
         )
 
     def close(self) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 import uvicorn
@@ -28,6 +29,7 @@ from streaming.server import websocket_protocol
 from streaming.tickets import Tickets
 from tests.pipeline.house import House, open_house
 
+T = TypeVar("T")
 API_KEY = "nck_" + "k" * 32
 
 
@@ -85,6 +87,11 @@ class Studio:
             services.database, self.house.worker, "ready", engine=info.name, slots=info.slots
         )
         speaker.start()
+
+    def in_gateway(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something where the gateway runs."""
+        loop = self.gateway._clocks[0].get_loop()
+        return asyncio.run_coroutine_threadsafe(work, loop).result(20)
 
     def close(self) -> None:
         """Stop everything."""

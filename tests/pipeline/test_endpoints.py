@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from connectors.base import Note, NoteRef
-from pipeline.endpoints import BadEndpoints, Endpoint, load_endpoints
+from pipeline.endpoints import BadEndpoints, Endpoint, load_endpoints, load_section_names
+from pipeline.script import SECTION_NAMES
 
 SECRET = "whsec_bm90ZWNhc3QtZGVtby1zZWNyZXQtMDAwMQ=="
 ENV = {"NC_BOARD_SECRET": SECRET, "NC_TOKEN": "a-token-of-the-automation", "EMPTY": ""}
@@ -179,5 +180,39 @@ def test_groups_and_systems_that_hear_of_notes(tmp_path: Path) -> None:
 def test_what_hears_of_notes_is_checked(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BadEndpoints) as refused:
         board_of(tmp_path, NOTIFY + text)
+
+    assert message in str(refused.value)
+
+
+def test_teams_add_their_own_names_of_sections(tmp_path: Path) -> None:
+    (tmp_path / "connectors.toml").write_text('[sections]\ndecision = ["拍板事项"]\n', "utf-8")
+
+    names = load_section_names(tmp_path / "connectors.toml")
+
+    assert (names.roles["拍板事项"], names.roles["决议"]) == ("decision", "decision")
+    assert load(tmp_path, "") == {}
+    assert load_section_names(tmp_path / "connectors.toml") == SECTION_NAMES
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[sections]\nverdict = ["Verdict"]',
+            "sections.verdict: no kind of section; known: decision, todo, summary, meta, attendees,"
+            " other",
+        ),
+        ('[sections]\ndecision = "Verdict"', "sections.decision: must list names"),
+        ('[sections]\ndecision = ["Verdict", 7]', "sections.decision: must list names"),
+        ('[sections]\ndecision = ["**"]', "sections.decision: must list names"),
+        ('sections = ["Verdict"]', "sections: must be a table"),
+        ("[sektions]", "sektions: unknown key; did you mean 'sections'?"),
+    ],
+)
+def test_sections_that_cannot_be_used_are_refused_at_the_start(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(BadEndpoints) as refused:
+        load(tmp_path, text)
 
     assert message in str(refused.value)

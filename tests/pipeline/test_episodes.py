@@ -126,6 +126,9 @@ def test_captions_and_chapters_lie_on_the_recordings_timeline(house: House) -> N
     chapters = json.loads(house.services.storage.get(by_format["chapters"].object_key))["chapters"]
 
     assert [chapter["title"] for chapter in chapters] == ["One", "Two"]
+    told = [one for one in events(house, key, "seg") if "chapter" in one]
+    assert [one["chapter"] for one in told] == ["One", "Two"]
+    assert [one["ms"] / 1000 for one in told] == [one["startTime"] for one in chapters]
     assert chapters[0]["startTime"] == 0
     assert chapters[1]["startTime"] == chapters[0]["endTime"]
     assert round(chapters[1]["endTime"] * 1000) == by_format["opus"].duration_ms

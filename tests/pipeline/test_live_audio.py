@@ -19,6 +19,7 @@ import requests
 
 from engine.backends.tone import decode
 from pipeline import audio, links
+from pipeline.errors import DatabaseUnavailable
 from streaming.frames import TICKS_PER_S
 from streaming.session import LiveSession
 from tests.pipeline.narrator import CODES, SENTENCES, Narrator, codes_in, without_echo
@@ -157,7 +158,8 @@ def test_who_leaves_is_forgotten_at_once(studio: Studio, narrator: Narrator) -> 
     narrator.say(0)
     path = f"/v1/live/{narrator.sid}/audio.ogg?from=0"
     with studio.get(path, token=narrator.token, stream=True) as answer:
-        next(answer.iter_content(100))
+        parts = answer.iter_content(100)  # held: a reader that is collected hangs up
+        next(parts)
         assert len(listeners(studio, narrator.sid)) == 1
     wait_for("the listener to be gone", lambda: not listeners(studio, narrator.sid))
 
@@ -221,6 +223,46 @@ def test_a_revoked_link_ends_what_it_opened(studio: Studio, narrator: Narrator) 
     assert studio.get(path, token=narrator.token).status_code == 403
 
 
+def test_a_kick_ends_sound_and_captions(studio: Studio, narrator: Narrator) -> None:
+    narrator.say(0)
+    path = f"/v1/live/{narrator.sid}/"
+    with (
+        studio.get(f"{path}audio.ogg?from=0", token=narrator.token, stream=True) as sound,
+        studio.get(f"{path}events", token=narrator.token, stream=True) as captions,
+    ):
+        parts = [answer.iter_content(100) for answer in (sound, captions)]
+        for part in parts:
+            next(part)
+        assert studio.gateway.hub.places() == {("opus", "http"): 1}
+        assert studio.gateway.hub.census(0.0)[narrator.sid].listeners == 1
+        studio.in_gateway(studio.gateway.kick(narrator.sid))
+
+        for part in parts:
+            with pytest.raises(requests.exceptions.ChunkedEncodingError):
+                list(part)
+    wait_for("their places to be free", lambda: not studio.gateway.guests)
+
+
+def test_a_stream_goes_on_while_the_table_of_links_is_away(
+    studio: Studio, narrator: Narrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrator.say(0)
+    path = f"/v1/live/{narrator.sid}/audio.ogg?from=0"
+    asked = threading.Event()
+
+    def away(_link: str) -> None:
+        asked.set()
+        raise DatabaseUnavailable("SQL is away")
+
+    with studio.get(path, token=narrator.token, stream=True) as answer:
+        monkeypatch.setattr(studio.gateway.links, "_status", away)
+        assert asked.wait(20)
+        narrator.say(1)
+        narrator.session.end("done")
+
+        assert codes_in(answer.content) == CODES[:2]
+
+
 def test_refusals_name_their_cause(studio: Studio, narrator: Narrator) -> None:
     path = f"/v1/live/{narrator.sid}/audio.mp3"
     _other, token = studio.accept("Another note.")
@@ -251,7 +293,10 @@ def test_a_session_whose_log_is_gone_names_its_recording(
         whole = studio.get(f"/v1/live/{sid}/audio.mp3", token=token)
 
         assert gone.status_code == 410
-        assert f"/episodes/{sid}.mp3?ticket=" in gone.json()["error"]["message"]
+        error = gone.json()["error"]
+        assert f"/episodes/{sid}.mp3?ticket=" in error["message"]
+        assert error["url"] in error["message"]
+        assert set(error) == {"code", "message", "url", "vtt", "chapters", "title", "lang"}
         assert codes_in(whole.content) == CODES[:1]
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -36,12 +37,17 @@ def blocks(answer: Any) -> Iterator[str]:
         yield from whole
 
 
-def events(answer: Any) -> Iterator[Event]:
+def messages(answer: Any) -> Iterator[Event]:
     """(id, message) of everything that is no comment."""
     for block in blocks(answer):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if line[0] != ":")
         if "data" in fields:
             yield fields.get("id", ""), json.loads(fields["data"])
+
+
+def events(answer: Any) -> Iterator[Event]:
+    """(id, message) of what stands in the log."""
+    return ((name, message) for name, message in messages(answer) if name)
 
 
 def ask(studio: Studio, narrator: Narrator, after: str = "") -> Any:
@@ -121,18 +127,47 @@ def test_silence_is_filled_with_comments(
     monkeypatch.setattr(live_events, "HEARTBEAT_S", 0.05)
     with ask(studio, narrator) as answer:
         found = blocks(answer)
-        first = [next(found) for _ in range(5)]
+        first = [next(found) for _ in range(6)]
 
     assert first[0] == "retry: 2000"
-    assert first[3:] == [": alive", ": alive"]
+    assert first[4:] == [": alive", ": alive"]
 
 
 def test_who_waits_is_told_the_place_in_the_queue(studio: Studio) -> None:
     sid, token = studio.accept(SENTENCES[0])
     with studio.get(f"/v1/live/{sid}/events", token=token, stream=True) as answer:
-        name, message = next(events(answer))
+        name, message = next(messages(answer))
 
     assert (name, message["t"], message["pos"]) == ("", "queued", 1)
+    assert {"title", "lang"} <= message.keys()
+
+
+@pytest.mark.parametrize("after", ["", "0.0"])
+def test_a_stream_begins_with_what_the_session_is(
+    studio: Studio, narrator: Narrator, after: str
+) -> None:
+    narrator.say(0)
+    with ask(studio, narrator, after) as answer:
+        name, opened = next(messages(answer))
+
+    assert (name, opened["t"], opened["sid"]) == ("", "opened", narrator.sid)
+    assert (opened["title"], opened["lang"], opened["state"]) == ("By hand", "en", "generating")
+
+
+def test_a_session_that_is_gone_names_its_recording_in_fields(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
+    with open_studio(tmp_path, sqlite_template) as studio:
+        sid, token = studio.accept(SENTENCES[0])
+        studio.wait_state(sid, "done")
+        studio.services.chunks.forget(sid)
+
+        answer = studio.get(f"/v1/live/{sid}/events", token=token)
+
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (410, "gone")
+        vtt = urlsplit(error["vtt"])
+        assert SENTENCES[0] in studio.get(f"{vtt.path}?{vtt.query}").text
 
 
 def test_a_failure_is_told_and_ends_the_stream(studio: Studio, narrator: Narrator) -> None:

@@ -89,7 +89,9 @@ def hold(fence: int = 1, segments_done: int = 0) -> Held:
     return Held(Claim("e", fence, "realtime", segments_done, 0), 15.0)
 
 
-def broadcast(log: MemoryLog, encoder: Encoder, held: Held, earlier: list[Spoken]) -> Broadcast:
+def broadcast(
+    log: MemoryLog, encoder: Encoder, held: Held, earlier: list[Spoken], **options: Any
+) -> Broadcast:
     return Broadcast(
         log,
         encoder,
@@ -99,6 +101,7 @@ def broadcast(log: MemoryLog, encoder: Encoder, held: Held, earlier: list[Spoken
         lang="en",
         first_seg=held.claim.segments_done,
         earlier=lambda: earlier,
+        **options,
     )
 
 
@@ -183,6 +186,37 @@ def test_a_log_lost_in_the_middle_is_built_again_with_what_was_spoken(encoder: E
     assert lines[0] == "cut"
     assert [line for line in lines if line.startswith("sound")] == ["sound 0", "sound 1"]
     assert lines[-1] == "end"
+
+
+def chapters_told(log: MemoryLog) -> list[tuple[int, str]]:
+    """Sentence and title of what was announced as the begin of a chapter."""
+    found = [json.loads(e.body) for e in log.read("ses_a", BEGINNING, 10_000) if not e.header]
+    return [(one["seg"], one["chapter"]) for one in found if one.get("chapter")]
+
+
+def test_chapters_are_announced_with_their_first_sentence_also_in_a_log_built_again(
+    encoder: Encoder,
+) -> None:
+    """Sentences 0 and 1 are a chapter, 2 to 4 another one; 2 is skipped."""
+
+    def begun(seg: int, last: int | None) -> str:
+        return f"Chapter {seg >= 2}" if last is None or (seg >= 2) != (last >= 2) else ""
+
+    earlier: list[Spoken] = []
+    log = MemoryLog()
+    one = broadcast(log, encoder, hold(), earlier, chapter=begun)
+    for seg in (0, 1, 3, 4):
+        one.chunk(chunk(seg), f"Text {seg}.")
+    before = chapters_told(log)
+    earlier += [spoken(0), spoken(1)]
+    one.kept(1)
+    log.forget("ses_a")
+    one.chunk(chunk(5), "Text 5.")
+    one.cut(3)
+    one.chunk(chunk(3), "Text 3.")
+
+    assert before == [(0, "Chapter False"), (3, "Chapter True")]
+    assert chapters_told(log) == [*before, before[-1]]
 
 
 def test_a_lost_log_at_the_end_is_no_fault(encoder: Encoder) -> None:

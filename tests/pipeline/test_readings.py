@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from connectors.base import NoteEvent, NoteRef
 from connectors.errors import ToolRefused, ToolUnavailable
-from pipeline import effects, models, readings
+from pipeline import effects, ids, intake, models, readings
 from pipeline.carriers import Tools
+from pipeline.door import terms_of
 from pipeline.episodes import produce
 from pipeline.relay import retry_failed
 from tests.pipeline.house import House, open_house
@@ -305,3 +307,49 @@ def test_one_delivery_posted_twenty_times_from_four_threads_is_one_episode(
     assert len(house.all(models.episode)) == 1
     (delivery,) = house.all(models.delivery)
     assert delivery.repeats == 19
+
+
+def ask(house: House, key: str) -> intake.Taken:
+    """An automation calls, and its next step waits for the link."""
+    services = house.services
+    door = services.endpoints["table"]
+    event = NoteEvent(ids.ulid(), NoteRef("table", "base", "notes", key), asked=True)
+    return intake.accept(
+        services.database,
+        services.links,
+        services.doors["table"],
+        event,
+        body_digest="",
+        casting={},
+        terms=terms_of(services, door),
+    )
+
+
+def test_a_row_that_is_asked_for_has_its_link_at_once_and_one_episode(
+    house: House, world: World
+) -> None:
+    world.set("r1", Notes="Words.", Status="Ready")
+    first = ask(house, "r1").accepted
+    changed(house, "r1")
+    read(house)
+
+    assert first.listen_url
+    again = ask(house, "r1").accepted
+    assert (again.episode, again.listen_url, again.duplicate) == (
+        first.episode, first.listen_url, True,
+    )  # fmt: skip
+    read(house)
+    assert len(house.all(models.episode)) == 1
+
+
+def test_our_own_writes_that_ask_again_make_nothing_new(house: House, world: World) -> None:
+    world.set("r1", Notes="Words.", Status="Ready")
+    changed(house, "r1")
+    read(house)
+    speak(house)
+    for _ in range(3):  # an automation without conditions calls at each of our writes
+        assert ask(house, "r1").accepted.duplicate
+        read(house)
+        write(house)
+
+    assert len(house.all(models.episode)) == 1

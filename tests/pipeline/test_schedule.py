@@ -152,16 +152,16 @@ DAILY = {"endpoint": "board", "cron": "0 8 * * *", "timezone": "UTC"}
 def test_a_schedule_needs_three_lines() -> None:
     (spec,) = parse_schedules({"daily": DAILY})
 
-    assert (spec.name, spec.combine, spec.catch_up, spec.window) == (
+    assert (spec.name, spec.combine, spec.catch_up, spec.select.since) == (
         "daily", "episode", "once", None,
     )  # fmt: skip
     assert spec.grace == 6 * HOUR
 
 
 def test_lengths_are_read_with_their_units() -> None:
-    (spec,) = parse_schedules({"daily": {**DAILY, "window": "7d", "grace": "90s"}})
+    (spec,) = parse_schedules({"daily": {**DAILY, "select": {"since": "7d"}, "grace": "90s"}})
 
-    assert (spec.window, spec.grace) == (7 * DAY, 90_000)
+    assert (spec.select.since, spec.grace) == (7 * DAY, 90_000)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,16 @@ def test_lengths_are_read_with_their_units() -> None:
         ({"timezone": "Berlin"}, r"schedule\.daily\.timezone: no zone 'Berlin'; write an IANA"),
         ({"timezone": "../etc/passwd"}, r"schedule\.daily\.timezone: no zone"),
         ({"timezone": ""}, r"schedule\.daily\.timezone: no zone"),
-        ({"window": "1 day"}, r"schedule\.daily\.window: must be a length like"),
+        (
+            {"select": {"since": "1 day"}},
+            r"schedule\.daily\.select\.since: must be a length like .*, or \"last_run\"",
+        ),
+        ({"select": {"colum": "S"}}, r"daily\.select\.colum: unknown key; did you mean 'column'"),
+        ({"select": {"column": "S"}}, r"daily\.select: column and in belong together"),
+        ({"select": {"in": ["Ready"]}}, r"daily\.select: column and in belong together"),
+        ({"select": "all"}, r"schedule\.daily\.select: "),
+        ({"jitter": 90}, r"schedule\.daily\.jitter: must be a length like"),
+        ({"notify": "board"}, r"schedule\.daily\.notify: "),
         ({"grace": 6}, r"schedule\.daily\.grace: must be a length like"),
         ({"combine": "all"}, r"schedule\.daily\.combine: Input should be 'episode' or 'each'"),
         ({"catchup": "once"}, r"schedule\.daily\.catchup: unknown key; did you mean 'catch_up'"),
@@ -502,11 +511,75 @@ def test_only_notes_of_the_window_are_taken(database: Database, seed, board, epi
     last = seed.note(**board, changed_ms=FIRE)
     seed.note(**board, changed_ms=FIRE + 1)
     seed.note(**board, changed_ms=FIRE - 1, content=sa.null())
-    run_id = due_run(database, window="2h")
+    run_id = due_run(database, select={"since": "2h"})
 
     schedule.expand(database, run_id, create_episode=episodes.create)
 
     assert episodes.made[0][1] == [first, last]
+
+
+def test_only_notes_with_a_wanted_trigger_are_taken(
+    database: Database, seed, board, episodes
+) -> None:
+    notes = [
+        seed.note(**board, changed_ms=FIRE - 3 + n, content={"text": "x", "trigger": trigger})
+        for n, trigger in enumerate(("Ready", "Digest", "ready", ""))
+    ]
+    run_id = due_run(database, select={"column": "Status", "in": ["Ready"]})
+
+    schedule.expand(database, run_id, create_episode=episodes.create)
+
+    assert episodes.made[0][1] == [notes[0], notes[2]]
+
+
+def test_what_a_walk_finds_late_belongs_to_this_run_and_not_to_the_next(
+    database: Database, seed, board, episodes
+) -> None:
+    before = due_run(database, FIRE - DAY)
+    late = seed.note(**board, changed_ms=FIRE - DAY + MINUTE)
+    schedule.walked(database, before, FIRE - DAY + 2 * MINUTE)
+    today = seed.note(**board, changed_ms=FIRE - HOUR)
+    run_id = due_run(database, FIRE)
+
+    for one in (before, run_id):
+        schedule.expand(database, one, create_episode=episodes.create)
+
+    assert [said for _order, said in episodes.made] == [[late], [today]]
+
+
+def test_a_run_begins_within_its_jitter_and_never_early(database: Database, board) -> None:
+    for n in range(8):
+        due_run(database, FIRE + n * DAY, jitter="90s")
+    waits = {run["cursor"]["begin_ms"] - run["fire_ms"] for run in runs(database)}
+
+    assert all(0 <= wait <= 90_000 for wait in waits)
+    assert len(waits) > 4
+
+
+def test_a_run_whose_time_has_not_come_waits(database: Database, board) -> None:
+    by_hand = due_run_by_hand(database)
+    with database.write() as connection:
+        cursor = runs(database)[0]["cursor"]
+        later = {**cursor, "begin_ms": clock(database) + HOUR}
+        connection.execute(models.batch_run.update().values(cursor=later))
+    ready, wait_ms = schedule.ready_runs(database)
+    assert ready == []
+    assert wait_ms is not None and 0 < wait_ms <= HOUR
+
+    with database.write() as connection:
+        connection.execute(models.batch_run.update().values(cursor=cursor))
+    ready, wait_ms = schedule.ready_runs(database)
+    assert ([one.id for one in ready], wait_ms) == ([by_hand], None)
+
+
+def due_run_by_hand(database: Database) -> str:
+    sync(database)
+    return schedule.fire(database, "daily")
+
+
+def test_an_unknown_endpoint_to_notify_is_named(database: Database, board) -> None:
+    with pytest.raises(Misconfigured, match=r"daily\.notify: no endpoint 'bord'; did you mean"):
+        sync(database, notify=["bord"])
 
 
 def test_since_last_goes_on_where_the_run_before_ended(

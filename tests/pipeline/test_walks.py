@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from connectors.base import Budget
+from connectors.base import Budget, Cursor, Note, NoteEvent, NoteRef, Page
 from connectors.errors import ToolRefused, ToolUnavailable
 from pipeline import intake, models, walks
 from pipeline.errors import Refused
@@ -277,3 +277,36 @@ def test_walking_all_over_again_speaks_nothing_twice(house: House, world: World)
 
     assert len(house.all(models.episode)) == 1
     assert world.rows["r1"].cells["Status"] == "Done"
+
+
+def test_rows_that_slip_from_page_to_page_are_found_at_once(
+    house: House, world: World, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(50):
+        world.set(f"r{n:02}", Notes=f"Note {n}.", Status="Ready")
+
+    def shrinking(cursor: Any) -> Iterator[Page]:
+        """Pages are counted anew for each call, and rows that we wrote to are not among them."""
+        at = 0
+        while True:
+            ready = [key for key in sorted(world.rows) if not world.statuses(key)]
+            events = (
+                NoteEvent(
+                    f"walk/{key}",
+                    ref := NoteRef("table", "base", "notes", key),
+                    note=Note(ref, f"Note {key}."),
+                )
+                for key in ready[at : at + 20]
+            )
+            at += 20
+            yield Page(tuple(events), Cursor(), is_last=at >= len(ready))
+            write(house)
+
+    monkeypatch.setattr(table, "backfill", shrinking)
+    walk(house)
+    assert len(house.all(models.episode)) < 50
+    while run_due(house):
+        pass
+
+    assert len(house.all(models.episode)) == 50
+    assert len({row.delivery_key for row in house.all(models.delivery)}) == 50

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from streaming.admission import Admission
+from streaming.admission import Admission, is_loopback
 from streaming.limits import Limits, MemoryLedger, Rate
 from streaming.redis_limits import RedisLedger
 from streaming.tokens import Grant
@@ -141,3 +141,19 @@ def test_a_purse_draws_in_blocks_at_the_rate_of_its_user() -> None:
         assert 300_000 < spent < 1_000_000
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_ours"),
+    [
+        (("127.0.0.1", 5000), True),
+        (("::1", 5000, 0, 0), True),
+        (("::ffff:127.0.0.1", 5000, 0, 0), True),
+        (("10.0.0.1", 5000), False),
+        (("::ffff:10.0.0.1", 5000, 0, 0), False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_peer_is_of_this_machine_or_not(peer: object, is_ours: bool) -> None:
+    assert is_loopback(peer) is is_ours

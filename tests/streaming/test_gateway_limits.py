@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from streaming import server
 from streaming.admission import SecurityEvent
 from streaming.chunk_log import MemoryLog
 from streaming.limits import Limits, Rate
@@ -319,6 +321,113 @@ def test_a_revoked_link_is_closed_at_every_gateway_at_once(valkey_url: str) -> N
                 assert (await greet(ws))["code"] == "forbidden"
             await send(good, t="ping", ts=1)
             assert (await event(good))["t"] == "pong"
+
+    asyncio.run(test())
+
+
+def test_hosts_are_told_how_many_listen_at_all_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "TICK_S", 0.05)
+
+    async def test() -> None:
+        log = MemoryLog()
+        speak(create(log), 0)
+        gate = Gateway(log, book())
+        async with (
+            running(gate) as url,
+            greeted(url, owner_token()) as host,
+            greeted(url) as guest,
+        ):
+            for ws in (host, guest):
+                await send(ws, t="open", sid=SID)
+                await event(ws, "opened")
+            told = {"t": "listeners", "sid": SID}
+            heard = await event(host, "listeners")
+            while heard["n"] != 2:  # the first may be from before the guest came
+                heard = await event(host, "listeners")
+            gate.elsewhere = {SID: 5}
+            assert await event(host, "listeners") == told | {"n": 7}
+            await send(guest, t="close", sid=SID)
+            assert await event(host, "listeners") == told | {"n": 6}
+            await asyncio.sleep(0.3)  # several rounds in which nothing changes
+            for ws in (host, guest):
+                await send(ws, t="ping", ts=1)
+                await pong_only(ws)
+
+    async def pong_only(ws: ClientConnection) -> None:
+        while (found := await event(ws))["t"] != "pong":
+            assert found["t"] != "listeners"
+
+    asyncio.run(test())
+
+
+def test_open_cut_control_error_and_close_leave_a_line_each_and_no_secret(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        log = MemoryLog()
+        session = create(log)
+        speak(session, 0)
+        async with running(Gateway(log, book())) as url, greeted(url, owner_token()) as ws:
+            await send(ws, t="open", sid=SID)
+            await event(ws, "caught_up")
+            session.cut(0, "voice")
+            await event(ws, "cut")
+            await send(ws, t="ack", sid=SID, seq=1, play_ms=10, buf_ms=1, ts=1)
+            await event(ws, "pong")
+            await send(ws, t="control", req=1, sid=SID, op="pause", play_ms=40)
+            await event(ws, "error")  # nobody carries orders out here
+            await send(ws, t="open", sid="ses_other")
+            await event(ws, "error")
+            await send(ws, t="close", sid=SID)
+            await send(ws, t="ping", ts=1)
+            await event(ws, "pong")
+
+    asyncio.run(test())
+    lines = [one for one in caplog.records if one.name in ("streaming.server", "streaming.hub")]
+    assert [one.getMessage() for one in lines] == [
+        "session opened",
+        "session cut",
+        "order came",
+        "error sent",
+        "error sent",
+        "session closed",
+        "connection closed",
+    ]
+    opened, cut, order, _, forbidden, closed, _ = (vars(one) for one in lines)
+    assert (opened["sid"], opened["role"], opened["position"]) == (SID, "owner", 0)
+    assert (cut["position"], cut["seg"]) == (2, 0)
+    assert (order["op"], order["position"]) == ("pause", 40)
+    assert (forbidden["code"], forbidden["role"]) == ("forbidden", None)
+    assert closed["conn"] == opened["conn"]
+    assert "Sentence 0" not in str([vars(one) for one in lines])
+    assert owner_token() not in str([vars(one) for one in lines])
+
+
+async def get(url: str, **headers: str) -> tuple[str, str]:
+    """Head and body of `GET /metrics`."""
+    host, port = url.removeprefix("ws://").removesuffix("/v1/live").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    writer.write(f"GET /metrics HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode())
+    head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    return head, body
+
+
+def test_metrics_are_shown_to_this_machine_only() -> None:
+    async def test() -> None:
+        gate = Gateway(MemoryLog(), book())
+        async with running(gate) as url:
+            assert " 404 " in (await get(url))[0]
+            gate.metrics = lambda: b"notecast_listeners 0\n"
+            head, body = await get(url)
+            assert " 200 " in head
+            assert "text/plain; version=0.0.4" in head
+            assert body == "notecast_listeners 0\n"
+            assert " 403 " in (await get(url, X_Forwarded_For="10.0.0.1"))[0]
 
     asyncio.run(test())
 

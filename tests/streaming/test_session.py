@@ -61,6 +61,17 @@ def test_end_tells_digest_count_and_length_of_what_counts(chunk_log: ChunkLog) -
     assert (last.kind, last.seq, last.dur) == (Kind.END, end["seq"], 0)
 
 
+def test_a_sentence_says_which_chapter_it_begins(chunk_log: ChunkLog) -> None:
+    session = create(chunk_log)
+    for seg, chapter in enumerate(("Decisions", "")):
+        session.sentence(seg, "Words.", chapter=chapter)
+        session.silence(seg, 960, first=True, last=True)
+
+    found = [event for event in events(chunk_log) if event["t"] == "seg"]
+    assert found[0]["chapter"] == "Decisions"
+    assert "chapter" not in found[1]
+
+
 def test_a_cut_goes_back_to_the_start_of_its_sentence(chunk_log: ChunkLog) -> None:
     session = create(chunk_log)
     for seg in range(3):

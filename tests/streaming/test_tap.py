@@ -114,6 +114,22 @@ async def test_who_was_sent_a_sentence_as_a_whole_goes_on_with_the_next_one() ->
 
 
 @in_a_loop
+async def test_a_sentence_whose_end_was_taken_back_is_heard_again() -> None:
+    log = MemoryLog()
+    session = create(log)
+    take(session, 0, 1)
+    async with listening(log) as (_hub, channel):
+        with Tap(channel) as tap:
+            await given(tap)
+            session.cut(1, "voice")
+            tap.take_back()  # while its last chunk was encoded
+            again = take(session, 1, take=1)
+            session.end("done")
+
+            assert await given(tap) == again
+
+
+@in_a_loop
 async def test_a_skip_is_followed_wherever_it_leads() -> None:
     log = MemoryLog()
     session = create(log)
