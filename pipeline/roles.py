@@ -28,7 +28,7 @@ def run_web(settings: Settings) -> None:
 
     from pipeline.live import make_gateway
     from pipeline.web import make_web
-    from pipeline.web.http import Http
+    from pipeline.web.http import http_protocol
     from streaming.server import websocket_protocol
 
     services = Services(settings)
@@ -39,7 +39,7 @@ def run_web(settings: Settings) -> None:
             app,
             host=settings.host,
             port=settings.port,
-            http=Http,
+            http=http_protocol(gateway),
             ws=cast(Any, websocket_protocol(gateway)),  # uvicorn calls it, a factory will do
             log_config=None,
             access_log=False,  # addresses may hold tickets

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from connectors.base import Note, NoteEvent, NoteRef
+from connectors.payload import DurationRule, Lang, Line, Name, Text
 from pipeline import episode_view, intake, links
 from pipeline.web.site import Site
-
-TEXT_LIMIT = 200_000
 
 
 class NewEpisode(BaseModel):
@@ -21,13 +20,17 @@ class NewEpisode(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: Annotated[str, Field(min_length=1, max_length=TEXT_LIMIT)]
-    title: Annotated[str, Field(max_length=400)] = ""
-    lang: Annotated[str, Field(pattern=r"^[a-z]{2}$|^auto$|^$")] = ""
-    voice: Annotated[str, Field(max_length=200)] = ""
-    speakers: dict[str, str] = Field(default_factory=dict, description="speaker -> voice")
-    emotion: Annotated[str, Field(max_length=200)] = ""
-    duration: Annotated[str, Field(description="free, fixed:90s, max:5m or speed:1.1")] = ""
+    text: Annotated[Text, Field(min_length=1)]
+    title: Line = ""
+    lang: Lang = ""
+    voice: Line = ""
+    speakers: dict[Name, Line] = Field(
+        default_factory=dict, max_length=40, description="speaker -> voice"
+    )
+    emotion: Line = ""
+    duration: Annotated[DurationRule, Field(description="free, fixed:90s, max:5m or speed:1.1")] = (
+        ""
+    )
     detail: Literal["", "brief", "full", "verbatim"] = ""
 
 

@@ -1,6 +1,7 @@
-"""uvicorn's HTTP, and bodies without a length for clients of HTTP/1.0.
+"""uvicorn's HTTP, with two habits of our own.
 
-uvicorn sends those in chunks to everybody. An old player takes the chunks' marks for sound: for
+Endless answers are ended when the server stops, instead of being waited for. And uvicorn sends
+bodies without a length in chunks to everybody; an old player takes the chunks' marks for sound: for
 HTTP/1.0 the end of such a body is the end of the connection (RFC 9112, sections 6.1 and 6.3).
 """
 
@@ -10,15 +11,25 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from streaming.server import Gateway
 
-class Http(HttpToolsProtocol):
+
+def http_protocol(gateway: Gateway) -> type[HttpToolsProtocol]:
     """The `http=` of uvicorn's configuration."""
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if cycle.scope["http_version"] == "1.0":
-            cycle.chunked_encoding = False
-            cycle.expected_content_length = _Unknown()
-        super()._start_asgi_task(cycle, app)
+    class Http(HttpToolsProtocol):
+        def shutdown(self) -> None:
+            if not gateway.draining:
+                gateway.send_away()
+            super().shutdown()
+
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            if cycle.scope["http_version"] == "1.0":
+                cycle.chunked_encoding = False
+                cycle.expected_content_length = _Unknown()
+            super()._start_asgi_task(cycle, app)
+
+    return Http
 
 
 class _Unknown(int):

@@ -120,6 +120,8 @@ class _LiveAudio:
                 headers={**HEADERS, "Accept-Ranges": "none"}, media_type=MEDIA_TYPES[form]
             )
         channel = await channel_of(self._site, sid)
+        if from_ms is None and channel.state == "ended":
+            from_ms = 0  # spoken, not filed yet: there is no live edge to begin at
         tap = Tap(channel, pace=Pace())
         offset = tap.seek(from_ms)
         guest = await take_place(self._site, request, sid, grant)

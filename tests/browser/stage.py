@@ -20,6 +20,7 @@ from fastapi.staticfiles import StaticFiles
 import streaming
 from pipeline.services import Services
 from pipeline.web import live_audio, live_events, problems, proofs
+from pipeline.web.http import http_protocol
 from pipeline.web.site import Site
 from streaming.chunk_log import MemoryLog
 from streaming.errors import NotDone
@@ -186,6 +187,7 @@ class Stage:
             config = uvicorn.Config(
                 page_app(self.recordings, gateway),
                 port=0,
+                http=http_protocol(gateway),
                 ws=websocket_protocol(gateway),  # type: ignore[arg-type]
                 log_level="error",
                 lifespan="off",

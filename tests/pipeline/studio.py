@@ -22,7 +22,7 @@ from pipeline.live import make_gateway
 from pipeline.signals import ORDERS
 from pipeline.speaker import Speaker
 from pipeline.web import make_web
-from pipeline.web.http import Http
+from pipeline.web.http import http_protocol
 from streaming.admission import Admission
 from streaming.limits import MemoryLedger
 from streaming.server import websocket_protocol
@@ -51,7 +51,7 @@ class Studio:
         config = uvicorn.Config(
             make_web(services, self.gateway),
             port=0,
-            http=Http,
+            http=http_protocol(self.gateway),
             ws=websocket_protocol(self.gateway),
             log_config=None,
             server_header=False,

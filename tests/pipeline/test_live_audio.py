@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from urllib3.exceptions import ProtocolError
 
 from engine.backends.tone import decode
 from pipeline import audio, links
@@ -323,3 +324,16 @@ def test_a_wav_of_several_blocks_is_the_same_however_it_is_cut(
         assert len(pcm) == len(stored)
         assert np.abs(pcm.astype(int) - stored).max() < 200
         assert io.BytesIO(whole).read(4) == b"RIFF"
+
+
+def test_a_server_that_stops_does_not_wait_for_endless_answers(
+    studio: Studio, narrator: Narrator, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrator.say(0)
+    path = f"/v1/live/{narrator.sid}/audio.ogg?from=0"
+    with studio.get(path, token=narrator.token, stream=True) as answer:
+        assert answer.raw.read(4) == b"OggS"
+        studio.close()
+        with pytest.raises(ProtocolError):  # torn off, so that nobody takes it for the whole
+            answer.raw.read()
+    assert "graceful shutdown exceeded" not in caplog.text

@@ -240,3 +240,19 @@ def test_ranges_are_read_as_the_standard_says(
     header: str | None, found: tuple[int, int] | None
 ) -> None:
     assert byte_range(header, 100) == found
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("text", "a\x00b"), ("title", "\x00"), ("voice", "\x00"), ("duration", "soon"), ("lang", "e")],
+)
+def test_a_text_that_cannot_be_kept_is_refused_by_its_field(
+    door: Door, house: House, field: str, value: str
+) -> None:
+    key = new_key(house.services, name="test", scopes=("episodes",))
+    body = {"text": "Hello.", field: value}
+    answer = requests.post(
+        f"{door.url}/v1/episodes", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=20
+    )
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == f"/{field}"
