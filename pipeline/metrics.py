@@ -104,6 +104,11 @@ class _GatewayMetrics(Collector):
         ):
             lag.add_metric((hop,), *_buckets(histogram))
         yield lag
+        ttfa = HistogramMetricFamily(
+            "notecast_open_to_first_frame_seconds", "From a listener's `open` to the first sound."
+        )
+        ttfa.add_metric((), *_buckets(counters.open_to_frame))
+        yield ttfa
         fanout = HistogramMetricFamily(
             "notecast_fanout_seconds", "From the first to the last write of one chunk."
         )
@@ -132,6 +137,12 @@ class _GatewayMetrics(Collector):
             ("notecast_slow_consumer", "What slow listeners made us do.", "step", steps),
             ("notecast_ws_closed", "Closed connections.", "code", counters.closed),
             ("notecast_resumes", "Listeners who came back.", "result", counters.resumes),
+            (
+                "notecast_streams_continuous",
+                "Sessions left: at most 100 ms of silence in all, more, or not known.",
+                "result",
+                counters.continuous,
+            ),
             ("notecast_limit_rejections", "What a limit kept out.", "limit", counters.refused),
         ):
             family = CounterMetricFamily(name, what, labels=(label,))

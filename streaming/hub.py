@@ -64,6 +64,7 @@ BURST_TICKS = 2 * TICKS_PER_S
 PCM_KEEP_CHUNKS = 300  # as the log: 60 s of 200 ms chunks
 PACE = {Codec.OPUS: 8, Codec.PCM: 4}  # times real time, after the burst
 STUCK_S = 20.0
+CONTINUOUS_MS = 100  # silence that a whole session may have and still count as unbroken
 STEP_DOWN_S = 5.0  # of lag: a PCM listener gets Opus
 JUMP_S = 10.0  # of lag: a listener who wants to be at the live edge is brought there
 UNUSED_KEEP_S = 30.0  # how long a channel without listeners stays in memory
@@ -117,6 +118,8 @@ class Counters:
     gateway_to_socket: Histogram = field(default_factory=Histogram)  # read to last write in a lane
     fanout: Histogram = field(default_factory=Histogram)  # first to last write of a lane
     ack: Histogram = field(default_factory=Histogram)  # chunk sent to chunk acknowledged
+    open_to_frame: Histogram = field(default_factory=Histogram)  # where sound was there already
+    continuous: Counter[str] = field(default_factory=Counter)  # listened to the end: ok, broken, na
 
 
 @dataclass(slots=True, eq=False)
@@ -196,6 +199,14 @@ class Subscription:
     mark_seq: int = 0
     has_acked: bool = False
     under: tuple[int, int] = (0, 0)
+    asked_at: float = 0.0  # monotonic s
+
+    @property
+    def continuity(self) -> str:
+        """Whether it was heard without a gap, as far as its acks say: ok, broken or na."""
+        if not self.has_acked:
+            return "na"
+        return "ok" if self.under[1] <= CONTINUOUS_MS else "broken"
 
     def allow(self, play_ms: int | None, ahead_ms: int | None, now: float) -> None:
         """Take the progress of an `ack` (`play_ms`) or the wish of a `flow` (`ahead_ms`)."""
@@ -341,10 +352,13 @@ class Channel:
         self._counters.opened += 1
         self._to_cursor(sub)
         self.pump(sub, now)
+        if sub.mark_at is not None:  # sound was there, and has been sent
+            self._counters.open_to_frame.observe(time.monotonic() - sub.asked_at)
 
     def leave(self, sub: Subscription) -> None:
         """Stop serving `sub`."""
         self.subscriptions.discard(sub)
+        self._counters.continuous[sub.continuity] += 1
         self._move(sub, "left")
         if not self.subscriptions:
             self.unused_since = time.monotonic()

@@ -637,6 +637,7 @@ class Peer:
         self.perform_now([answer])
 
     async def _open(self, wish: Open) -> None:
+        wish_at = time.monotonic()
         try:
             channel = await self._gateway.hub.channel(wish.sid)
             info = await self._gateway.session_info(wish.sid)
@@ -644,7 +645,7 @@ class Peer:
             self._refuse(wish, "internal", "the live log cannot be reached", retry_ms=1000)
             return
         if channel.live.is_set():
-            await self._join(wish, channel, info)
+            await self._join(wish, wish_at, channel, info)
         elif info is None:
             self._refuse(wish, "not_found", "there is no such session")
         elif info.state == "done":
@@ -677,7 +678,7 @@ class Peer:
             info = await self._gateway.session_info(wish.sid) or info
         del self._waiting[wish.sid]
         if channel.live.is_set():
-            await self._join(wish, channel, info)
+            await self._join(wish, time.monotonic(), channel, info)
         else:
             await self._open(wish)
 
@@ -688,7 +689,9 @@ class Peer:
             self._gateway.counters.errors += 1
             self.perform_now(self.listener.failed())
 
-    async def _join(self, wish: Open, channel: Channel, info: SessionInfo | None) -> None:
+    async def _join(
+        self, wish: Open, wish_at: float, channel: Channel, info: SessionInfo | None
+    ) -> None:
         ack_ms = CLOSE_ACK_MS if wish.policy == "live" or wish.codec is Codec.PCM else ACK_MS
         grant = self.listener.grant_for(wish.sid)
         rate = self._gateway.limits.egress
@@ -704,6 +707,7 @@ class Peer:
             on_end=lambda code: self._given_up(wish.sid, code),
             live=wish.policy == "live",
             ack_s=ack_ms / 1000,
+            asked_at=wish_at,
             egress=Bucket(rate),
             purse=self._gateway.admission.purse(grant) if grant else None,
         )
