@@ -115,7 +115,7 @@ class _Admin:
         """The page, or the way to log in."""
         if await self._site.in_transaction(lambda: self._visitor(request)) is None:
             return RedirectResponse("/admin/login", 303, headers=HEADERS)
-        return await self._render("admin.html", reports=list(reports.REPORTS))
+        return await self._render("admin.html")
 
     async def part(self, request: Request) -> Response:
         """What changes on the page."""
@@ -179,7 +179,7 @@ class _Admin:
             named = {"Content-Disposition": f'attachment; filename="{view}.csv"'}
             text = reports.to_csv(result)
             return PlainTextResponse(text, media_type="text/csv", headers=HEADERS | named)
-        return self._html("report.html", name=view, result=result, reports=list(reports.REPORTS))
+        return self._html("report.html", name=view, result=result)
 
     # programs
 
@@ -224,11 +224,13 @@ class _Admin:
         known = await self._site.in_transaction(lambda: admin.overview(self._services))
         return known | {"listening": await listening(self._services, self._site.gateway)}
 
-    async def _render(self, name: str, **values: Any) -> Response:
-        return self._html(name, **await self._look(), **values)
+    async def _render(self, template: str) -> Response:
+        return self._html(template, **await self._look())
 
     def _html(self, template: str, status: int = 200, **values: Any) -> Response:
-        text = self._pages.get_template(template).render(values)
+        text = self._pages.get_template(template).render(
+            {"name": "", "reports": list(reports.REPORTS), **values}
+        )
         return Response(text, status, media_type="text/html", headers=HEADERS)
 
 
