@@ -75,7 +75,8 @@ def book(**options: Any) -> LinkBook:
     return LinkBook(RING, **options)
 
 
-def token(sid: str = SID, *, link: str = "lnk_1", lasts_s: float = 600) -> str:
+def token(sid: str = SID, *, link: str = "lnk_1", lasts_s: float = 86_400) -> str:
+    """A link's token; parametrised tests make theirs when the whole suite is collected."""
     return book().mint(link, sid, expires=int(time.time() + lasts_s))
 
 
