@@ -354,11 +354,13 @@ class Gateway:
         with contextlib.suppress(LedgerUnavailable):
             await self.ledger.tell(revocation(link))
 
-    async def session_info(self, sid: str) -> SessionInfo | None:
+    async def session_info(
+        self, sid: str, *, max_age_s: float = INFO_KEEP * QUEUE_LOOK_S
+    ) -> SessionInfo | None:
         """What is known about a session; looked up once a second, however many want to know."""
         now = time.monotonic()
         asked_at, task = self._infos.get(sid, (0.0, None))
-        if task is None or (task.done() and now >= asked_at + INFO_KEEP * QUEUE_LOOK_S):
+        if task is None or (task.done() and now >= asked_at + max_age_s):
             task = asyncio.ensure_future(self._look_up(sid))
             # Its error is for whoever waits below; if all of them have gone, for nobody.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -135,7 +135,8 @@ class _LiveAudio:
 
     async def _stored(self, sid: str, form: Format, request: Request) -> Response | None:
         """The finished file; None if there is none (yet)."""
-        info = await self._site.gateway.session_info(sid)
+        # not as it was a second ago: a session that has just ended has no live edge any more
+        info = await self._site.gateway.session_info(sid, max_age_s=0.0)
         if info is None or info.state != "done":
             return None
         services = self._site.services
