@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -52,7 +53,7 @@ _WECOM: Mapping[str, str] = {
 }
 
 
-class Robot(Connector):
+class Robot(Connector, ABC):
     """A group's robot; `Config` has its address and, where it signs, its secret."""
 
     per_min: ClassVar[float] = 18.0
@@ -77,8 +78,9 @@ class Robot(Connector):
         """Robots of one address share what it may send."""
         return Budget(self._budget, per_min=self.per_min, burst=self.burst)
 
+    @abstractmethod
     def _complaint(self, answer: Answer) -> ConnectorError | None:
-        raise NotImplementedError
+        """What an answer of status 200 says is wrong, if so."""
 
 
 class FeishuRobot(Robot):

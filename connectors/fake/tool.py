@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl
@@ -34,7 +35,7 @@ class Refused(Exception):
         self.answer = JSONResponse(content, status, headers)
 
 
-class FakeTool:
+class FakeTool(ABC):
     """A tool that the server speaks for; the subclass has its routes, secrets and tables.
 
     Attributes:
@@ -50,11 +51,11 @@ class FakeTool:
         self.world = world
         self.hook_url = ""
 
+    @abstractmethod
     def routes(self) -> APIRouter:
         """The tool's HTTP interface, built with `add_route`."""
-        raise NotImplementedError
 
-    def add_samples(self) -> None:
+    def add_samples(self) -> None:  # noqa: B027  # some have nothing to show
         """Fill in tables for a demo."""
 
     def endpoint(self, url: str) -> Endpoint | None:
