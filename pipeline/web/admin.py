@@ -66,7 +66,7 @@ def routes(site: Site) -> APIRouter:
 
 def mount_static(app: FastAPI) -> None:
     """The page's script and style."""
-    app.mount("/admin/static", StaticFiles(directory=PAGES), name="admin-static")
+    app.mount("/admin/static", StaticFiles(directory=PAGES / "static"), name="admin-static")
 
 
 class _Admin:
@@ -84,7 +84,7 @@ class _Admin:
 
     def check(self, request: Request) -> str:
         """Who asks, for the audit; refuses everybody but administrators."""
-        actor = self._by_key(request) or self._by_cookie(request)
+        actor = self._visitor(request)
         if actor is None:
             raise HTTPException(
                 401,
@@ -93,6 +93,9 @@ class _Admin:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return actor
+
+    def _visitor(self, request: Request) -> str | None:
+        return self._by_key(request) or self._by_cookie(request)
 
     def _by_key(self, request: Request) -> str | None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -216,9 +219,6 @@ class _Admin:
         return True
 
     # helpers
-
-    def _visitor(self, request: Request) -> str | None:
-        return self._by_key(request) or self._by_cookie(request)
 
     async def _look(self) -> dict[str, Any]:
         known = await self._site.in_transaction(lambda: admin.overview(self._services))
