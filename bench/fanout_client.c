@@ -3,7 +3,8 @@
  * Usage: fanout_client PORT N [-t TOKEN -s SID] [-a ACK_S] [-b BUF_MS] [-e] [-w SLOW]
  *
  *   -t -s  each says hello and opens the session; without them it only listens
- *   -a -b  each acknowledges every ACK_S seconds and says that it holds BUF_MS of sound
+ *   -a -b  each acknowledges its first chunk, then every ACK_S seconds of sound, not all at the same
+ *          chunk, and says that it holds BUF_MS of sound
  *   -e     delays are from the header's emit_ms (Unix ms), not from the stamp in the payload
  *          (CLOCK_MONOTONIC ns, little endian, at byte 35: behind header, count, packet length)
  *   -w     the last SLOW of them read 1 kB/s, acknowledge nothing and are left out of the figures
@@ -29,6 +30,7 @@
 #define NUMBERS 5
 
 enum { STAMP_AT = 35, HEAD = STAMP_AT + 8 };
+enum { TEXT = 0x81, PING = 0x89, PONG = 0x8a };
 #define SECOND 1000000000ull
 #define MOST_DELAYS 4000000
 
@@ -38,7 +40,7 @@ typedef struct {
   unsigned char head[14 + HEAD]; /* frame header and the message up to its stamp */
   int have, frame_head;
   unsigned last_seq;
-  uint64_t acked_at;
+  int ack_due;
   uint64_t dry_at[2];         /* when its sound runs out, by prebuffer */
   uint64_t stall[2];          /* its longest stall */
   int heard;
@@ -46,6 +48,8 @@ typedef struct {
 
 static const uint64_t prebuffer[2] = {0, 240000000ull};
 static int by_emit;
+static unsigned ack_chunks;     /* acknowledge every so many */
+static listener *all;
 
 static unsigned char buffer[1 << 18];
 static float *delays;
@@ -63,11 +67,11 @@ static void fail(const char *what) {
   exit(1);
 }
 
-/* A masked text frame; the mask is zero, so the text stays as it is. */
-static void say(int fd, const char *text) {
+/* A masked frame; the mask is zero, so the text stays as it is. */
+static void say(int fd, int kind, const void *data, size_t size) {
   unsigned char frame[4096];
-  size_t size = strlen(text), at = 0;
-  frame[at++] = 0x81;
+  size_t at = 0;
+  frame[at++] = kind;
   if (size < 126) {
     frame[at++] = 0x80 | size;
   } else {
@@ -76,7 +80,7 @@ static void say(int fd, const char *text) {
     frame[at++] = size & 255;
   }
   memset(frame + at, 0, 4);
-  memcpy(frame + at + 4, text, size);
+  memcpy(frame + at + 4, data, size);
   if (write(fd, frame, at + 4 + size) < 0) fail("write");
 }
 
@@ -101,9 +105,9 @@ static int dial(int port, const char *token, const char *sid, int slow) {
   if (*token != '-') {
     char text[2048];
     snprintf(text, sizeof text, "{\"t\":\"hello\",\"v\":1,\"token\":\"%s\"}", token);
-    say(fd, text);
+    say(fd, TEXT, text, strlen(text));
     snprintf(text, sizeof text, "{\"t\":\"open\",\"sid\":\"%s\"}", sid);
-    say(fd, text);
+    say(fd, TEXT, text, strlen(text));
   }
   fcntl(fd, F_SETFL, O_NONBLOCK);
   return fd;
@@ -158,7 +162,10 @@ static void finish(listener *l, uint64_t now) {
     messages++;
     if (delay_count < MOST_DELAYS) delays[delay_count++] = delay;
     l->last_seq = big32(message + 12);
+    if (ack_chunks) l->ack_due |= (l->last_seq + (l - all)) % ack_chunks == 0;
     play(l, now, big32(message + 24) * 62500ull / 3); /* ticks of 1/48000 s in ns */
+  } else if (l->head[0] == PING) {
+    say(l->fd, PONG, message, l->have - l->frame_head);
   }
   l->have = 0;
 }
@@ -209,11 +216,10 @@ static double share(double part) {
 int main(int argc, char **argv) {
   const char *token = "-", *sid = "-";
   int buf_ms = 0, slow = 0, option;
-  uint64_t ack_every = 0;
   while ((option = getopt(argc, argv, "t:s:a:b:w:e")) != -1) switch (option) {
     case 't': token = optarg; break;
     case 's': sid = optarg; break;
-    case 'a': ack_every = atof(optarg) * SECOND; break;
+    case 'a': ack_chunks = atof(optarg) * 5; break;
     case 'b': buf_ms = atoi(optarg); break;
     case 'w': slow = atoi(optarg); break;
     case 'e': by_emit = 1; break;
@@ -221,12 +227,13 @@ int main(int argc, char **argv) {
   }
   if (argc - optind != 2) return fprintf(stderr, "usage: %s [options] PORT N\n", argv[0]), 2;
   int port = atoi(argv[optind]), count = atoi(argv[optind + 1]), quick = count - slow;
-  listener *all = calloc(count, sizeof *all);
+  all = calloc(count, sizeof *all);
   delays = malloc(MOST_DELAYS * sizeof *delays);
   int poll = epoll_create1(0);
   struct epoll_event event = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
   epoll_ctl(poll, EPOLL_CTL_ADD, 0, &event);
   for (int i = 0; i < count; i++) {
+    all[i].ack_due = ack_chunks > 0;
     all[i].fd = dial(port, token, sid, i >= quick);
     event.data.u32 = i;
     if (i < quick) epoll_ctl(poll, EPOLL_CTL_ADD, all[i].fd, &event);
@@ -256,15 +263,14 @@ int main(int argc, char **argv) {
       if (got < 0 && errno == EAGAIN) continue;
       if (got <= 0) return fprintf(stderr, "a listener was closed\n"), 1;
       feed(l, buffer, got, now_ns());
-      if (ack_every && l->heard && now > l->acked_at + ack_every) {
+      if (l->ack_due && l->heard) {
         char text[256];
-        /* The first ack at once, the others not all at the same time. */
-        l->acked_at = l->acked_at ? now : now - ack_every * (l - all) / count;
+        l->ack_due = 0;
         snprintf(text, sizeof text,
                  "{\"t\":\"ack\",\"sid\":\"%s\",\"seq\":%u,\"play_ms\":%u,\"buf_ms\":%d,"
                  "\"under\":{\"n\":0,\"ms\":0},\"ts\":1}",
                  sid, l->last_seq, l->last_seq * 200, buf_ms);
-        say(l->fd, text);
+        say(l->fd, TEXT, text, strlen(text));
       }
     }
   }

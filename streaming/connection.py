@@ -8,6 +8,7 @@ text frame, on a connection where nothing else is under way, is unmasked here an
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -83,6 +84,37 @@ class LiveConnection(ServerConnection):
         """The transport is gone."""
         super().connection_lost(exc)
         self._on_lost(self.name)
+
+    def writer(self) -> Callable[[bytes], int]:
+        """Return what hands a complete frame to the client, and says how many bytes wait unsent.
+
+        While the connection is open only: no data frame may come after our close frame. A frame
+        goes straight to the socket if nothing waits before it, which saves a quarter of what
+        the transport's way costs. A closure, because a thousand listeners call it for every chunk.
+        """
+        protocol, is_open = self.protocol, State.OPEN
+        transport, waiting = self.transport, self.transport.get_write_buffer_size
+        sock = transport.get_extra_info("socket")
+        is_plain = os.name == "posix" and sock and not transport.get_extra_info("sslcontext")
+        # Open by the library's word until its `connection_lost`, which comes before the descriptor
+        # is closed and its number belongs to somebody else.
+        descriptor = sock.fileno() if is_plain else -1
+
+        def write(frame: bytes) -> int:
+            if protocol.state is not is_open:
+                return 0
+            if is_plain and not waiting():
+                try:
+                    sent = os.write(descriptor, frame)
+                except OSError:  # full, or broken: the transport finds out which
+                    sent = 0
+                if sent == len(frame):
+                    return 0
+                frame = frame[sent:]
+            transport.write(frame)
+            return waiting()
+
+        return write
 
     def ping_now(self) -> None:
         """Ask for a sign of life."""

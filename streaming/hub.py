@@ -51,7 +51,7 @@ from streaming.listener import Ack, Start
 
 log = logging.getLogger(__name__)
 
-BACKLOG_BYTES = 16_384  # unsent bytes at which a listener leaves its lane
+BACKLOG_BYTES = 16_384  # unsent bytes with which a listener leaves its lane
 SLICE_BYTES = 32_768  # what a cursor may be written at one look
 RUN_SLOTS = 8  # entries that a lane gets in one write
 RELAXED_SLOTS = 64  # the same of a relaxed lane
@@ -75,8 +75,8 @@ RATE_HZ = {Codec.OPUS: OPUS_RATE_HZ, Codec.PCM: PCM_RATE_HZ}
 class Outlet(Protocol):
     """Where a listener's bytes go: a WebSocket connection, seen from the hub."""
 
-    def write(self, frame: bytes) -> None:
-        """Hand a complete WebSocket frame to the transport; after a close it is dropped."""
+    def write(self, frame: bytes) -> int:
+        """Send a complete WebSocket frame, or drop it after a close; as `backlog` after it."""
 
     def backlog(self) -> int:
         """Bytes that the transport has not sent yet."""
@@ -200,6 +200,11 @@ class Subscription:
     has_acked: bool = False
     under: tuple[int, int] = (0, 0)
     asked_at: float = 0.0  # monotonic s
+    write: Callable[[bytes], int] = field(init=False)  # the outlet's
+
+    def __post_init__(self) -> None:
+        """Have it at hand."""
+        self.write = self.outlet.write
 
     @property
     def continuity(self) -> str:
@@ -551,17 +556,16 @@ class Channel:
         for sub in tuple(lane.members):
             if sub.index >= last or sub.lane is not lane:
                 continue  # joined or left while a walk gave way
-            outlet = sub.outlet
-            late = outlet.backlog() > BACKLOG_BYTES
-            if joined is None or late or sub.index != first or sub.limit < end:
-                self._counters.left_lane += late
+            if joined is None or sub.index != first or sub.limit < end:
                 self._to_cursor(sub)
                 self.pump(sub, now)
                 continue
             sub.index = last
-            if audio and sub.mark_at is None:
+            if sub.mark_at is None and audio:
                 sub.mark_at, sub.mark_seq = now, audio[-1].seq
-            outlet.write(joined)
+            if sub.write(joined) > BACKLOG_BYTES:
+                self._counters.left_lane += 1
+                self._to_cursor(sub)
             written += 1
             if not written % WRITES_PER_STEP:
                 await asyncio.sleep(0)
@@ -611,7 +615,7 @@ class Channel:
     def _write(self, sub: Subscription, frame: bytes) -> None:
         self._counters.writes += 1
         self._counters.bytes += len(frame)
-        sub.outlet.write(frame)
+        sub.write(frame)
 
     def _to_cursor(self, sub: Subscription) -> None:
         self._move(sub, "cursor")

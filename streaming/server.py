@@ -517,7 +517,7 @@ class Peer:
         self.address = ws.address
         self.client_key = ""
         self._ws = ws
-        self.write = _guarded(ws.protocol, ws.transport.write)  # see `hub.Outlet`
+        self.write = ws.writer()  # see `hub.Outlet`
         self.backlog = ws.transport.get_write_buffer_size  # bytes not sent yet
         self._gateway = gateway
         self._subscriptions: dict[str, tuple[Channel, Subscription]] = {}
@@ -812,20 +812,6 @@ class Peer:
         text = json.dumps(reason, separators=(",", ":"))
         if self._closing is None:
             self._closing = asyncio.create_task(self._ws.close(action.code, text))
-
-
-def _guarded(protocol: ServerProtocol, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """`write` while the connection is open: no data frame may come after our close frame.
-
-    A closure, because a thousand listeners call it for every chunk.
-    """
-    is_open = State.OPEN
-
-    def guarded(frame: bytes) -> None:
-        if protocol.state is is_open:
-            write(frame)
-
-    return guarded
 
 
 async def serve_connection(ws: LiveConnection, gateway: Gateway) -> None:

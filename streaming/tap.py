@@ -40,8 +40,9 @@ class ChannelLost(StreamingError):
 class _Nowhere:
     """The outlet of a subscription that reads the channel by itself."""
 
-    def write(self, frame: bytes) -> None:
+    def write(self, frame: bytes) -> int:
         """Drop it."""
+        return 0
 
     def backlog(self) -> int:
         """Nothing waits."""

@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import json
 import random
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
+import uvloop
 from websockets.frames import Frame, Opcode
 
 from streaming.chunk_log import MemoryLog
 from streaming.connection import QUICK_BYTES, FrameEdges, small_text
+from streaming.frames import binary_message, text_message
 from streaming.server import Gateway, Peer
 from tests.streaming.speaking import (
     SID,
@@ -204,3 +208,30 @@ def test_a_refused_client_s_frames_are_not_read(caplog: pytest.LogCaptureFixture
 
     assert asyncio.run(knock()).startswith(b"HTTP/1.1 400")
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_frames_arrive_whole_and_in_order_however_little_the_kernel_takes(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    bodies = [n.to_bytes(32) + bytes([n % 251]) * 5000 for n in range(400)]
+
+    async def talk() -> None:
+        gate = Gateway(MemoryLog(), book())
+        async with running(gate) as url, raw(url) as ws:
+            await greet(ws)
+            [peer] = gate.peers
+            # The client holds a few and reads no more, until it is asked for the first.
+            waits = [peer.write(binary_message(body[:32], body[32:])) for body in bodies[:300]]
+            assert waits[0] == 0 < max(waits) == waits[-1]
+            for body in bodies[300:]:
+                peer.write(binary_message(body[:32], body[32:]))
+                assert await ws.recv() == bodies.pop(0)
+            while bodies:
+                assert await ws.recv() == bodies.pop(0)
+            while peer.backlog():
+                await asyncio.sleep(0.01)
+            assert peer.write(text_message(b"{}")) == 0
+            assert await ws.recv() == "{}"
+
+    run(asyncio.wait_for(talk(), 20))

@@ -34,11 +34,12 @@ class Pipe:
         self.unsent = 0
         self.most_unsent = 0
 
-    def write(self, frame: bytes) -> None:
+    def write(self, frame: bytes) -> int:
         self.data += frame
         if self.slow:
             self.unsent += len(frame)
             self.most_unsent = max(self.most_unsent, self.unsent)
+        return self.unsent
 
     def backlog(self) -> int:
         return self.unsent
@@ -583,9 +584,9 @@ class Writes(Pipe):
         super().__init__()
         self.writes = 0
 
-    def write(self, frame: bytes) -> None:
-        super().write(frame)
+    def write(self, frame: bytes) -> int:
         self.writes += 1
+        return super().write(frame)
 
 
 def test_who_has_sound_in_hand_gets_a_second_at_a_time() -> None:
