@@ -29,7 +29,9 @@ from pipeline.database import Database, now_ms
 from pipeline.errors import DatabaseUnavailable
 from pipeline.intake import status_of
 from pipeline.models import OPEN, QUEUES, attempt, command, effect, episode, episode_log, worker
-from streaming.hub import Histogram
+from streaming.chunk_log import ChunkLog
+from streaming.errors import LogUnavailable
+from streaming.hub import Counters, Histogram
 from streaming.server import Gateway
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,10 +42,11 @@ _PAGE = 5_000
 class Metrics:
     """What one process with a gateway shows."""
 
-    def __init__(self, gateway: Gateway, database: Database) -> None:
+    def __init__(self, gateway: Gateway, database: Database, log: ChunkLog) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_GatewayMetrics(gateway))
-        self._registry.register(_EpisodeMetrics(database))
+        self._registry.register(_EpisodeMetrics(database, gateway.counters))
+        self._registry.register(_LogMetrics(log))
         ProcessCollector(registry=self._registry)
         self._loop_lag = Gauge(
             "notecast_loop_lag_seconds",
@@ -104,11 +107,6 @@ class _GatewayMetrics(Collector):
         ):
             lag.add_metric((hop,), *_buckets(histogram))
         yield lag
-        ttfa = HistogramMetricFamily(
-            "notecast_open_to_first_frame_seconds", "From a listener's `open` to the first sound."
-        )
-        ttfa.add_metric((), *_buckets(counters.open_to_frame))
-        yield ttfa
         fanout = HistogramMetricFamily(
             "notecast_fanout_seconds", "From the first to the last write of one chunk."
         )
@@ -151,11 +149,28 @@ class _GatewayMetrics(Collector):
             yield family
 
 
-class _EpisodeMetrics(Collector):
-    """What became of episodes since this process began to be asked."""
+class _LogMetrics(Collector):
+    """The store of the live logs."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, log: ChunkLog) -> None:
+        self._log = log
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            size = self._log.size_bytes()
+        except LogUnavailable:
+            return
+        yield GaugeMetricFamily(
+            "notecast_log_bytes", "Memory of the store that holds the live logs.", size
+        )
+
+
+class _EpisodeMetrics(Collector):
+    """What became of episodes since this process began to be asked, and how soon they sounded."""
+
+    def __init__(self, database: Database, counters: Counters) -> None:
         self._database = database
+        self._counters = counters
         self._lock = threading.Lock()
         self._seen: int | None = None  # last row of episode_log that was counted
         self._first_chunk: dict[str, Histogram] = {}  # by engine
@@ -172,9 +187,11 @@ class _EpisodeMetrics(Collector):
         yield from gauges
         ttfa = HistogramMetricFamily(
             "notecast_ttfa_seconds",
-            "From the request to the first sound.",
+            "Until the first sound, as seen from three places.",
             labels=("stage", "engine"),
         )
+        ttfa.add_metric(("open_to_first_frame", ""), *_buckets(self._counters.open_to_frame))
+        ttfa.add_metric(("click_to_sound", ""), *_buckets(self._counters.click_to_sound))
         for engine, histogram in self._first_chunk.items():
             ttfa.add_metric(("request_to_first_chunk", engine), *_buckets(histogram))
         yield ttfa
@@ -242,6 +259,13 @@ _NEW = (
 )
 
 
+_CAME_TO = sa.case(
+    (command.c.applied_ms.is_(None), "waiting"),
+    else_=sa.func.coalesce(command.c.effect["code"].as_string(), "done"),
+)
+_ORDERS = sa.select(command.c.op, _CAME_TO, sa.func.count()).group_by(command.c.op, _CAME_TO)
+
+
 def _up(value: int) -> Metric:
     return GaugeMetricFamily("notecast_database_up", "The database answers.", value)
 
@@ -282,10 +306,12 @@ def _now(connection: sa.Connection) -> Iterator[Metric]:
     yield workers
     yield GaugeMetricFamily("notecast_slots", "Episodes that may be spoken side by side.", total)
     orders = CounterMetricFamily(
-        "notecast_control", "Orders of owners, since the installation began.", labels=("op",)
+        "notecast_control",
+        "Orders of owners, since the installation began.",
+        labels=("op", "result"),
     )
-    for op, number in connection.execute(sa.select(command.c.op, count).group_by(command.c.op)):
-        orders.add_metric((op,), number)
+    for op, result, number in connection.execute(_ORDERS):
+        orders.add_metric((op, result), number)
     yield orders
 
 

@@ -63,7 +63,7 @@ def run_stream(settings: Settings, *, host: str, port: int) -> None:
     async def main() -> None:
         services = Services(settings)
         gateway = make_gateway(services)
-        metrics = Metrics(gateway, services.database)
+        metrics = Metrics(gateway, services.database, services.chunks)
         gateway.metrics = metrics.text
         stop = asyncio.Event()
         for signum in (signal.SIGTERM, signal.SIGINT):

@@ -125,6 +125,10 @@ class ChunkLog(ABC):
         """Delete the log of `sid` now."""
 
     @abstractmethod
+    def size_bytes(self) -> int:
+        """Return the memory that the store of all logs takes."""
+
+    @abstractmethod
     def reader(self) -> LogReader:
         """Return a reader for the running event loop."""
 
@@ -284,6 +288,11 @@ class MemoryLog(ChunkLog):
         """See `ChunkLog.forget`."""
         with self._lock:
             self._logs.pop(sid, None)
+
+    def size_bytes(self) -> int:
+        """See `ChunkLog.size_bytes`."""
+        with self._lock:
+            return sum(log.size_bytes for log in self._logs.values())
 
     def reader(self) -> LogReader:
         """See `ChunkLog.reader`."""

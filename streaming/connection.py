@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ class LiveConnection(ServerConnection):
         self.unread = 0  # messages that the reading task has not done with
         self.quick: Callable[[str], bool] | None = None  # says if it took the message
         self._on_lost = on_lost
+        self._socket: socket.socket | None = None  # the transport's, for `writer`
         self._edges = FrameEdges()
         self._request = b""  # its last bytes, until the empty line that ends it
         self._early: bytes | None = None  # what came behind it
@@ -81,7 +83,9 @@ class LiveConnection(ServerConnection):
         super().process_event(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is gone."""
+        """The transport is gone; its descriptor is still open, and closed by it next."""
+        if self._socket is not None:
+            self._socket.detach()
         super().connection_lost(exc)
         self._on_lost(self.name)
 
@@ -94,18 +98,19 @@ class LiveConnection(ServerConnection):
         """
         protocol, is_open = self.protocol, State.OPEN
         transport, waiting = self.transport, self.transport.get_write_buffer_size
-        sock = transport.get_extra_info("socket")
-        is_plain = os.name == "posix" and sock and not transport.get_extra_info("sslcontext")
-        # Open by the library's word until its `connection_lost`, which comes before the descriptor
-        # is closed and its number belongs to somebody else.
-        descriptor = sock.fileno() if is_plain else -1
+        its_own = transport.get_extra_info("socket")
+        is_plain = os.name == "posix" and its_own and not transport.get_extra_info("sslcontext")
+        if is_plain:
+            self._socket = socket.socket(fileno=its_own.fileno())
+            self._socket.setblocking(False)
+            send = self._socket.send
 
         def write(frame: bytes) -> int:
             if protocol.state is not is_open:
                 return 0
             if is_plain and not waiting():
                 try:
-                    sent = os.write(descriptor, frame)
+                    sent = send(frame)
                 except OSError:  # full, or broken: the transport finds out which
                     sent = 0
                 if sent == len(frame):

@@ -138,7 +138,8 @@ class Leave:
 class Ack(NamedTuple):
     """The client has all frames up to `seq`, has played to `play_ms` and holds `buf_ms` of sound.
 
-    `play_ms` is None where it did not say; `under` are its underruns (number, ms) since `open`.
+    `play_ms` is None where it did not say; `under` are its underruns (number, ms) since `open`;
+    `ttfa_ms` is the time from the listener's click to the first sound, said once.
     """
 
     sid: str
@@ -146,6 +147,7 @@ class Ack(NamedTuple):
     play_ms: int | None
     buf_ms: int
     under: tuple[int, int] | None
+    ttfa_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,6 +440,7 @@ class Listener:
             _whole(message, "play_ms", default=0) if "play_ms" in message else None,
             _whole(message, "buf_ms", default=0),
             _under(message.get("under")),
+            _whole(message, "ttfa_ms", default=0) if "ttfa_ms" in message else None,
         )
         return [ack, *self._ping(message, now)] if "ts" in message else [ack]
 

@@ -160,6 +160,11 @@ class RedisLog(ChunkLog):
         with _reaching():
             self._redis.delete(*_keys(sid))
 
+    def size_bytes(self) -> int:
+        """See `ChunkLog.size_bytes`; the server's, whatever else it holds."""
+        with _reaching():
+            return int(self._redis.info("memory")["used_memory"])
+
     def reader(self) -> LogReader:
         """See `ChunkLog.reader`."""
         return _RedisReader(self._url)

@@ -45,7 +45,7 @@ class Site:
     def __init__(self, services: Services, gateway: Gateway) -> None:
         self.services = services
         self.gateway = gateway
-        self.metrics = Metrics(gateway, services.database)
+        self.metrics = Metrics(gateway, services.database, services.chunks)
         self.is_ready = False
         self._transactions = asyncio.Semaphore(services.settings.transactions)
         self._after_answer = ThreadPoolExecutor(1, thread_name_prefix="after-answer")

@@ -63,6 +63,7 @@ class Player {
   #atLive = false;
   #goal = null; // ms asked of the server, "live", or null
   #clickedAt = 0;
+  #toldTtfa = false;
   #openedAt = 0;
   #stats = { ttfa_ms: null, first_frame_ms: null, recv_seq: -1, received_sha256: null, codec: null };
   #delays = []; // ms from the engine to this page, of the last chunks that were new
@@ -105,9 +106,12 @@ class Player {
 
   progress() {
     const { underruns } = this.#voice.report;
+    const { ttfa_ms } = this.#stats;
+    const news = ttfa_ms !== null && !this.#toldTtfa;
+    this.#toldTtfa ||= news;
     return {
       seq: Math.max(0, this.#stats.recv_seq), play_ms: Math.round(this.#voice.positionMs),
-      buf_ms: Math.round(this.#voice.bufferedMs), under: underruns,
+      buf_ms: Math.round(this.#voice.bufferedMs), under: underruns, ...(news && { ttfa_ms }),
     };
   }
 
@@ -323,6 +327,7 @@ class Player {
 
   onVoice() {
     if (this.#feed && this.#voice.state === "playing") this.#back();
+    if (this.#voice.state === "done") this.#connection?.ack(); // so that its whole continuity is known
     this.#view.received();
     this.#note("voice", { state: this.#voice.state });
     this.#paint();
@@ -331,6 +336,7 @@ class Player {
   onSound(agoS) {
     this.#stats.ttfa_ms ??= Math.round(performance.now() + agoS * 1_000 - this.#clickedAt);
     this.#note("sound", { ttfa_ms: this.#stats.ttfa_ms });
+    if (!this.#toldTtfa) this.#connection?.ack();
   }
 
   /** The voice lacks the place at `ms`; ask for it, unless it is on its way. */

@@ -24,6 +24,7 @@ from pipeline.web.http import http_protocol
 from pipeline.web.site import Site
 from streaming.chunk_log import MemoryLog
 from streaming.errors import NotDone
+from streaming.hub import Counters
 from streaming.limits import Limits
 from streaming.links import LinkBook, listen_url
 from streaming.orders import Begun, Order, Outcome, Say
@@ -120,6 +121,7 @@ class Stage:
 
     def __init__(self, recordings: Path) -> None:
         self.log = MemoryLog()
+        self.counters = Counters()  # the gateway's, once it runs
         self.desk = Desk()
         self.recordings = recordings  # what lies here is served under /recordings/
         self.known: dict[str, SessionInfo] = {}  # what the pipeline says of sessions without a log
@@ -184,6 +186,7 @@ class Stage:
         async with Gateway(
             self.log, self._links, session_info=info, desk=self.desk, limits=roomy
         ) as gateway:
+            self.counters = gateway.counters
             config = uvicorn.Config(
                 page_app(self.recordings, gateway),
                 port=0,
@@ -212,7 +215,7 @@ def page_app(recordings: Path, gateway: Gateway) -> FastAPI:
     """The page and live listening as `pipeline.web` serves them, without the pipeline."""
     app = FastAPI()
     problems.install(app)
-    services = SimpleNamespace(settings=SimpleNamespace(transactions=4), database=None)
+    services = SimpleNamespace(settings=SimpleNamespace(transactions=4), database=None, chunks=None)
     site = Site(cast(Services, services), gateway)
     for routes in (
         proofs.routes(site),

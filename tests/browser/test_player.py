@@ -44,6 +44,8 @@ def test_steady_stream_plays_without_underrun_and_lights_up_the_word_that_is_hea
     session = stage.session()
     writer = Writer(session)
     thread = in_background(lambda: writer.speak(SCRIPT, pace=0.8))
+    sounds = stage.counters.click_to_sound
+    counted = sum(sounds.counts), sounds.total
     tab.open(stage.link(session.sid))
     wait(tab, f"s.buf_ms >= {FULL_CUSHION_MS}")
     tab.click("#play")
@@ -70,7 +72,8 @@ def test_steady_stream_plays_without_underrun_and_lights_up_the_word_that_is_hea
     after = stats(tab)
     assert after["underruns"] == {"n": 0, "ms": 0}
     assert after["received_sha256"] == after["end_sha256"]
-    assert after["ttfa_ms"] is not None
+    assert sum(sounds.counts) == counted[0] + 1
+    assert sounds.total == pytest.approx(counted[1] + after["ttfa_ms"] / 1000)
     assert after["delay_ms"] and all(-50 <= delay < 5_000 for delay in after["delay_ms"])
 
 

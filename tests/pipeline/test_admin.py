@@ -14,9 +14,10 @@ import websockets
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
-from pipeline import models
+from pipeline import control, models
 from pipeline.episodes import produce
 from pipeline.up import new_key
+from streaming.orders import Wish
 from tests.pipeline.house import House, open_house
 from tests.pipeline.test_web import Door
 
@@ -225,8 +226,23 @@ def test_metrics_count_episodes_from_the_first_scrape_on(door: Door, house: Hous
     assert after["notecast_episodes_total[('reason', ''), ('status', 'done')]"] == 1
     assert after["notecast_queue_wait_seconds_count[('queue', 'realtime')]"] == 1
     first = [name for name in after if name.startswith("notecast_ttfa_seconds_count")]
-    assert [after[name] for name in first] == [1]
+    stages = {name.split("'")[-2]: after[name] for name in first}
+    assert stages == {"request_to_first_chunk": 1, "open_to_first_frame": 0, "click_to_sound": 0}
+    assert after["notecast_log_bytes"] > 0
     assert after["notecast_database_up"] == 1
+
+
+def test_metrics_count_orders_by_what_came_of_them(door: Door, house: House) -> None:
+    sid = house.accept("Hello.").accepted.episode
+    for at, wish in enumerate([Wish("pause"), Wish("resume"), Wish("speed", 1.5)]):
+        control.order(house.services, sid, wish, actor="me", role="owner", order_key=str(at))
+    found = scrape(door)
+    counts = {name: found[name] for name in found if name.startswith("notecast_control_total")}
+    assert counts == {
+        "notecast_control_total[('op', 'pause'), ('result', 'done')]": 1,
+        "notecast_control_total[('op', 'resume'), ('result', 'waiting')]": 1,
+        "notecast_control_total[('op', 'speed'), ('result', 'waiting')]": 1,
+    }
 
 
 def test_metrics_are_for_this_machine_and_for_administrators(

@@ -50,6 +50,14 @@ def test_a_repeated_append_adds_nothing_twice(chunk_log: ChunkLog) -> None:
     assert chunk_log.read(SID, BEGINNING) == added
 
 
+def test_the_store_says_how_much_it_holds(chunk_log: ChunkLog) -> None:
+    before = chunk_log.size_bytes()
+    chunk_log.create(SID, 1, {}, epoch=1, start=START)
+    chunk_log.append(SID, 1, 1, START, [chunk(0, bytes(1 << 20))])
+
+    assert chunk_log.size_bytes() > before + (1 << 20)
+
+
 def test_a_smaller_fence_is_shut_out(chunk_log: ChunkLog) -> None:
     added = fill(chunk_log, 2)
 

@@ -127,6 +127,20 @@ def test_nobody_gets_more_than_was_allowed() -> None:
     assert sub.place == "lane"
 
 
+def test_the_time_from_click_to_sound_counts_once_for_a_listener() -> None:
+    log = MemoryLog()
+    create(log)
+    counters = Counters()
+    channel, sub = Channel(SID, counters), subscribe(Pipe())
+    channel.join(sub, 0, now=0.0)
+
+    for ttfa_ms in (None, 180, 180):
+        channel.ack(sub, acked()._replace(ttfa_ms=ttfa_ms), 0.0)
+
+    assert sum(counters.click_to_sound.counts) == 1
+    assert counters.click_to_sound.total == pytest.approx(0.18)
+
+
 def test_a_listener_that_runs_out_of_allowance_leaves_the_lane_and_returns() -> None:
     log = MemoryLog()
     session = create(log)

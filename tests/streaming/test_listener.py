@@ -225,6 +225,10 @@ def test_acks_and_flow_move_the_allowance() -> None:
     assert say(listener, t="ack", sid="ses_1", seq=9, buf_ms=70) == [
         Ack("ses_1", 9, None, 70, None)
     ]
+    assert say(listener, t="ack", sid="ses_1", seq=9, ttfa_ms=310) == [
+        Ack("ses_1", 9, None, 0, None, 310)
+    ]
+    assert only_error(say(listener, t="ack", sid="ses_1", ttfa_ms=-1))["code"] == "bad_message"
     assert say(listener, t="flow", sid="ses_1", ahead_ms=0) == [Allow("ses_1", ahead_ms=0)]
     assert say(listener, t="close", sid="ses_1") == [Leave("ses_1")]
 
