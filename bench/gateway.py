@@ -33,9 +33,10 @@ from websockets.asyncio.server import serve as serve_websockets
 from bench.stack import BenchFailed
 from streaming.chunk_log import MemoryLog
 from streaming.frames import Codec, Flag, Header, Kind, pack_header, pack_packets
+from streaming.gateway import Gateway
 from streaming.limits import Limits
 from streaming.links import LinkBook
-from streaming.server import Gateway, serve
+from streaming.server import serve
 from streaming.session import LiveSession
 from streaming.tokens import KeyRing
 

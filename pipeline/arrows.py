@@ -87,7 +87,8 @@ def earlier(services: Services, held: Held, job: Job) -> list[Spoken]:
 
     What somebody skipped is not among them.
     """
-    if not held.claim.segments_done:
+    due = job.wishes.next(0)
+    if due == held.claim.segments_done == 0:
         return []
     with services.database.read() as connection:
         found = rows(
@@ -95,7 +96,6 @@ def earlier(services: Services, held: Held, job: Job) -> list[Spoken]:
             sa.select(segment).where(segment.c.episode_id == job.id).order_by(segment.c.n),
         )
     good: list[Spoken] = []
-    due = job.wishes.next(0)
     for row in found:
         if row["n"] != due or due >= len(job.plan.sentences):
             break
@@ -116,7 +116,7 @@ def earlier(services: Services, held: Held, job: Job) -> list[Spoken]:
                 ),
             )
         )
-    if due < held.claim.segments_done:
+    if due != held.claim.segments_done:
         with services.database.write() as connection:
             _change(connection, held, segments_done=due)
             connection.execute(

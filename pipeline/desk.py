@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from pipeline import control, episode_view, intake
 from pipeline.control import Effect, Ordered
 from pipeline.database import Database
 from pipeline.errors import DatabaseUnavailable, PipelineError
+from pipeline.forks import Forked, fork
 from pipeline.models import OPEN, api_key, episode
 from pipeline.services import Services
 from pipeline.signals import EFFECTS, WAKE
@@ -48,10 +50,12 @@ class LiveDesk:
         self._waiting: dict[tuple[str, int], asyncio.Future[Effect]] = {}
         self._recent: OrderedDict[tuple[str, int], Effect] = OrderedDict()
 
-    async def order(self, order: Order, key: str) -> Ordered:
+    async def order(self, order: Order, key: str) -> Ordered | Forked:
         """See `streaming.orders.Desk.order`."""
         self._listen()
         services = self._services
+        if order.wish.op == "fork":
+            return await _done(lambda: self._fork(order, key))
 
         def store() -> Ordered:
             return control.order(
@@ -60,8 +64,10 @@ class LiveDesk:
 
         return await _done(store)
 
-    async def outcome(self, ticket: Ordered) -> Outcome:
+    async def outcome(self, ticket: Ordered | Forked) -> Outcome:
         """See `streaming.orders.Desk.outcome`."""
+        if isinstance(ticket, Forked):
+            return Outcome(asdict(ticket))
         effect = ticket.effect
         if effect is None and ticket.is_held:
             effect = await self._effect(ticket)
@@ -85,10 +91,7 @@ class LiveDesk:
 
     def _say(self, say: Say, key: str) -> Begun:
         services = self._services
-        most = services.settings.say_running
-        if _running(services.database, say.link) >= most:
-            text = f"{most} texts of yours are being spoken already; wait for one to end"
-            raise NotDone("rate_limited", text, retry_ms=_RETRY_MS)
+        self._check_quota(say.link)
         ref = NoteRef("api")
         note = Note(
             ref=ref,
@@ -114,6 +117,17 @@ class LiveDesk:
         pos, eta_ms = episode_view.place_of(services.database, sid)
         url = f"{services.settings.effective_public_url}/v1/episodes/{sid}"
         return Begun(sid, pos, eta_ms, url)
+
+    def _fork(self, order: Order, key: str) -> Forked:
+        self._check_quota(order.link)
+        return fork(self._services, order.sid, order.wish, actor=order.link, order_key=key)
+
+    def _check_quota(self, link: str) -> None:
+        """Raise `NotDone` where somebody has as many texts in work as they may."""
+        most = self._services.settings.say_running
+        if _running(self._services.database, link) >= most:
+            text = f"{most} texts of yours are being spoken already; wait for one to end"
+            raise NotDone("rate_limited", text, retry_ms=_RETRY_MS)
 
     def _listen(self) -> None:
         if self._loop is None:

@@ -24,6 +24,7 @@ from pipeline.models import (
     OPEN,
     api_key,
     attempt,
+    command,
     delivery,
     duty,
     endpoint,
@@ -36,6 +37,7 @@ from pipeline.models import (
 )
 from pipeline.notes import note_to_json
 from pipeline.script import Script
+from streaming.orders import Wish
 
 WakeUps = tuple[tuple[int, str], ...]
 
@@ -291,12 +293,14 @@ def take_script(
     delivery_key: str,
     wishes: Mapping[str, Any],
     asked_by: str,
+    followed: Sequence[tuple[Wish, Mapping[str, Any]]] = (),
 ) -> Taken:
     """Make an episode of a finished script, once for each delivery key; no row is written.
 
     Args:
         wishes: as episodes keep them: `casting`, and `heard` for the voices of an earlier one.
         asked_by: the link or key whose holder asked.
+        followed: orders, and where they took effect, with which it begins.
 
     Raises:
         DatabaseUnavailable: nothing was stored, or (lost in the commit) it is there under its key.
@@ -321,8 +325,24 @@ def take_script(
         connection.execute(
             episode.update()
             .where(episode.c.id == made.episode_id)
-            .values(script=script.kept(), wishes=dict(wishes))
+            .values(script=script.kept(), wishes=dict(wishes), command_head=len(followed))
         )
+        for number, (wish, effect) in enumerate(followed, 1):
+            connection.execute(
+                command.insert().values(
+                    episode_id=made.episode_id,
+                    number=number,
+                    op=wish.op,
+                    value=wish.value,
+                    at=wish.at,
+                    actor=asked_by[:80],
+                    role="owner",
+                    order_key=f"{delivery_key}#{number}"[-200:],
+                    received_ms=now_ms(),
+                    applied_ms=now_ms(),
+                    effect=dict(effect),
+                )
+            )
     return made
 
 

@@ -14,6 +14,7 @@ from pipeline.database import Database, affected, now_ms
 from pipeline.errors import NotFound
 from pipeline.models import episode, listen_link
 from streaming.links import LinkStatus, listen_url
+from streaming.orders import FORK_SCOPE
 from streaming.tokens import Grant, KeyRing, Role
 
 FILE_SCOPE = "file"
@@ -34,10 +35,12 @@ class Links:
     Args:
         base_url: what links begin with, without a slash at the end.
         days: how long a link works.
+        may_fork: whether whoever only listens may have a reading of their own.
     """
 
-    def __init__(self, ring: KeyRing, *, base_url: str, days: int) -> None:
+    def __init__(self, ring: KeyRing, *, base_url: str, days: int, may_fork: bool = False) -> None:
         self.ring = ring
+        self._scopes = (FORK_SCOPE,) if may_fork else ()
         self._base_url = base_url
         self._lifetime_ms = days * 86_400_000
 
@@ -60,7 +63,13 @@ class Links:
     def url(self, row: sa.Row[Any], key: str) -> str:
         """The address of a listen_link row; the token stands in the fragment, so no log sees it."""
         token = self.ring.sign(
-            Grant(link=row.id, role=row.role, expires=row.expires_ms // 1000, sid=key)
+            Grant(
+                link=row.id,
+                role=row.role,
+                expires=row.expires_ms // 1000,
+                sid=key,
+                scopes=self._scopes if row.role == "listener" else (),
+            )
         )
         return listen_url(self._base_url, row.slug, token)
 

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from pipeline.services import Services
-from streaming.server import Gateway
+from streaming.gateway import Gateway
 
 log = logging.getLogger(__name__)
 

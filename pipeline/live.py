@@ -17,10 +17,10 @@ from pipeline.intake import status_of
 from pipeline.models import episode
 from pipeline.services import Services
 from pipeline.settings import Settings
+from streaming.gateway import Gateway, SessionInfo
 from streaming.limits import Limits, Rate
 from streaming.links import LinkBook, LinkStatus
 from streaming.redis_limits import RedisLedger
-from streaming.server import Gateway, SessionInfo
 from streaming.tokens import Grant
 
 

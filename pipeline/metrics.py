@@ -30,9 +30,9 @@ from pipeline.errors import DatabaseUnavailable
 from pipeline.intake import status_of
 from pipeline.models import OPEN, QUEUES, attempt, command, effect, episode, episode_log, worker
 from streaming.chunk_log import ChunkLog
+from streaming.counters import Counters, Histogram
 from streaming.errors import LogUnavailable
-from streaming.hub import Counters, Histogram
-from streaming.server import Gateway
+from streaming.gateway import Gateway
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SAMPLE_S = 0.1

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.endpoints import Endpoint
     from pipeline.script import SectionNames
     from pipeline.security_log import SecurityLog
+    from pipeline.speech import Catalogue
     from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,15 @@ class Services:
             key_ring(self.settings.data),
             base_url=self.settings.effective_public_url,
             days=self.settings.link_days,
+            may_fork=self.settings.listeners_fork,
         )
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The voices that can be asked for."""
+        from pipeline.speech import Catalogue
+
+        return Catalogue(self.settings)
 
     @cached_property
     def storage(self) -> Storage:

@@ -111,7 +111,15 @@ class Settings(BaseSettings):
     )
 
     say_running: int = Field(
-        2, gt=0, description="texts that one key may have spoken at a time over a socket"
+        2,
+        gt=0,
+        description="texts and readings of their own that one key or link may have spoken at a "
+        "time over a socket",
+    )
+    listeners_fork: bool = Field(
+        False,
+        description="whoever has a listener's link may have the rest read anew in another voice, "
+        "pace or emotion, for themselves",
     )
     speech_running: int = Field(
         8, gt=0, description="speeches (POST /v1/audio/speech) of one key at a time, per process"

@@ -23,8 +23,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from streaming.channel import Channel, Slot
 from streaming.frames import TICKS_PER_S, Flag, unpack_header
-from streaming.hub import Channel, Slot
 from streaming.renditions import MP3_FRAME, MP3_FRAME_S, Renditions, frame_span
 from streaming.tap import body_of, header_of
 

@@ -71,9 +71,17 @@ class LinkBook:
         self._clock = clock
         self._cache: dict[str, tuple[float, LinkStatus | None]] = {}
 
-    def mint(self, link: str, sid: str, *, expires: int, role: Role = "listener") -> str:
+    def mint(
+        self,
+        link: str,
+        sid: str,
+        *,
+        expires: int,
+        role: Role = "listener",
+        scopes: tuple[str, ...] = (),
+    ) -> str:
         """Return the token of link id `link` for session `sid` until `expires` (Unix s)."""
-        return self._ring.sign(Grant(link, role, expires, sid=sid))
+        return self._ring.sign(Grant(link, role, expires, sid=sid, scopes=scopes))
 
     def verify(self, token: str) -> Grant:
         """Check signature and expiry only; see `KeyRing.verify`."""

@@ -1,6 +1,6 @@
 """One connection of `notecast.v1` as a state machine: no socket, no clock.
 
-Messages and times go in, actions come out; `server.py` does them. A connection is
+Messages and times go in, actions come out; `peer.py` does them. A connection is
 
     greeting   until the first frame, which must be `hello` and must come within 5 s
     checking   its token has been handed out with `Check`; the answer comes by `granted`

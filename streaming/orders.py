@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Op = Literal["pause", "resume", "speed", "emotion", "voice", "skip", "stop"]
+Op = Literal["pause", "resume", "speed", "emotion", "voice", "skip", "stop", "fork"]
 At = Literal["playhead", "next", "now"]
-GEN_SCOPE = "gen"
+GEN_SCOPE, FORK_SCOPE = "gen", "fork"
 SPEED = (0.5, 2.0)
 EMOTIONS = 8  # weights in an emotion vector
 OFFER_AFTER_S = 30.0  # a wish to speak that has not begun by then is offered as batch work
@@ -43,7 +43,8 @@ class Wish:
 
     Attributes:
         value: `speed` a number; `emotion` a text (empty: the script's own again); `voice` a voice
-            id, or {"speaker", "voice"}; `skip` the number of a sentence; None for the others.
+            id, or {"speaker", "voice"}; `skip` the number of a sentence; `fork` any of {"speed",
+            "emotion", "voice"}; None for the others.
         at: where it begins: `playhead` the first sentence that starts at least 1.5 s after
             `play_ms`, `now` the sentence that holds `play_ms`, `next` the first one that is not
             published.
@@ -96,11 +97,12 @@ class Outcome:
     Attributes:
         effect: {"seg", "ms", "epoch"}: from that sentence on, which begins there in that epoch;
             None while nobody speaks the session: the order is stored and is followed when somebody
-            does.
+            does. Of a fork {"sid", "seg", "listen_url"}: the new session, its first sentence, and
+            a link by which its holder owns it.
         degraded: what the voice can give only nearly.
     """
 
-    effect: Mapping[str, int] | None = None
+    effect: Mapping[str, Any] | None = None
     degraded: tuple[str, ...] = ()
 
 
@@ -158,7 +160,9 @@ def control(listener: Listener, message: dict[str, Any], now: float) -> list[Act
     name = sid(message)
     role, link = right_on(listener, name)
     wish = read_wish(message)
-    if wish.op not in _BY_ROLE[role]:
+    if wish.op == "fork" and role != "owner":
+        link = _fork_right(listener, name)
+    elif wish.op not in _BY_ROLE[role]:
         raise Fault("forbidden", f"a link with the role {role} may not {wish.op}")
     return [Order(req(message), name, wish, role, link)]
 
@@ -206,6 +210,14 @@ def right_on(listener: Listener, name: str) -> tuple[Role, str]:
     raise Fault("forbidden", "the link is for another session")
 
 
+def _fork_right(listener: Listener, name: str) -> str:
+    """The link by which somebody who only listens may have a reading of their own."""
+    for grant in listener.grants.values():
+        if grant.covers(name) and FORK_SCOPE in grant.scopes:
+            return grant.link
+    raise Fault("forbidden", "a reading of your own needs an owner's link, or the scope fork")
+
+
 def _speed(value: object) -> float:
     return number(value, "value", *SPEED)
 
@@ -245,6 +257,14 @@ def _skip(value: object) -> int:
     return value
 
 
+def _fork(value: object) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not value.keys() <= _CHANGES.keys():
+        raise Fault("bad_message", f"`value` may hold {', '.join(_CHANGES)}")
+    return {name: _CHANGES[name](one) for name, one in value.items()}
+
+
 def _lang(message: dict[str, Any]) -> str:
     lang = text(message, "lang", most=4)
     if lang and lang != "auto" and not (len(lang) == 2 and lang.isascii() and lang.islower()):
@@ -252,12 +272,12 @@ def _lang(message: dict[str, Any]) -> str:
     return lang
 
 
-_VALUES: Mapping[str, Callable[[object], Any]] = {
+_CHANGES: Mapping[str, Callable[[object], Any]] = {
     "speed": _speed,
     "emotion": _emotion,
     "voice": _voice,
-    "skip": _skip,
 }
+_VALUES: Mapping[str, Callable[[object], Any]] = {**_CHANGES, "skip": _skip, "fork": _fork}
 
 
 class Clerk:

@@ -21,8 +21,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from streaming.channel import Channel, Slot
 from streaming.frames import PCM_RATE_HZ, unpack_packets
-from streaming.hub import Channel, Slot
 from streaming.ogg import PACKET_TICKS, SILENCE
 from streaming.tap import body_of, run_up
 

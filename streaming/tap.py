@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from streaming.channel import Channel, Slot, Subscription
 from streaming.errors import StreamingError
 from streaming.frames import HEADER_BYTES, TICKS_PER_MS, TICKS_PER_S, Codec, Flag, unpack_header
-from streaming.hub import Channel, Slot, Subscription
 
 BURST_S = 2.0
 PACE = 1.25  # times the sound's own, until the lead is reached

@@ -26,10 +26,10 @@ from typing import Any
 from streaming.chunk_log import MemoryLog
 from streaming.errors import BadFrame, BadToken, TokenError
 from streaming.frames import Codec, Header, parse
+from streaming.gateway import Gateway
 from streaming.limits import Limits, Rate
 from streaming.listener import CLOSE, STATUS, Check, Close, Listener, Open, Send
 from streaming.orders import Order, Say
-from streaming.server import Gateway
 from streaming.tokens import Grant
 from tests.streaming.speaking import RING, SID, book, create, running, speak, token
 

@@ -23,7 +23,7 @@ from pipeline.web import (
     speech,
 )
 from pipeline.web.site import Site
-from streaming.server import Gateway
+from streaming.gateway import Gateway
 
 
 def make_web(services: Services, gateway: Gateway) -> FastAPI:

@@ -11,7 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from streaming.server import Gateway
+from streaming.gateway import Gateway
 
 
 def http_protocol(gateway: Gateway) -> type[HttpToolsProtocol]:

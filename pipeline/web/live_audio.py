@@ -20,12 +20,12 @@ from pipeline.web.files import stored_file
 from pipeline.web.proofs import ListenRefused, grant_for, take_place
 from pipeline.web.site import Site
 from pipeline.web.wav_files import wav_file
+from streaming.channel import Channel
 from streaming.errors import LogUnavailable
 from streaming.frames import OPUS_SKIP, Flag, unpack_header
-from streaming.hub import Channel
+from streaming.gateway import SessionInfo
 from streaming.ogg import OggOpus
 from streaming.renditions import Renditions, packets_of, wav_header
-from streaming.server import SessionInfo
 from streaming.session import stream_handle
 from streaming.tap import Pace, Tap, header_of, run_up
 

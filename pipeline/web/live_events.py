@@ -19,11 +19,11 @@ from pipeline.web.endless import HEADERS, Endless
 from pipeline.web.live_audio import begins, look_up
 from pipeline.web.proofs import ListenRefused, grant_for, take_place
 from pipeline.web.site import Site
+from streaming.channel import Channel, Slot
 from streaming.chunk_log import Position
 from streaming.frames import Codec
-from streaming.hub import Channel, Slot
+from streaming.gateway import opened_fields
 from streaming.listener import Start
-from streaming.server import opened_fields
 from streaming.tap import Tap, body_of
 
 HEARTBEAT_S = 15.0

@@ -17,8 +17,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pipeline.web.live_audio import channel_of
 from pipeline.web.proofs import ListenRefused, grant_for
 from pipeline.web.site import Site
+from streaming.channel import Channel
 from streaming.hls import Playlist, segment
-from streaming.hub import Channel
 from streaming.renditions import Renditions
 from streaming.tap import Tap
 

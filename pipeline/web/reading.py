@@ -21,9 +21,9 @@ from pipeline.operate import stop_episode
 from pipeline.speech_formats import MEDIA_TYPES, SpeechFormat, make_writer
 from pipeline.web.endless import BrokenOff
 from pipeline.web.site import Site
+from streaming.channel import Channel, Slot
 from streaming.errors import LogUnavailable
 from streaming.frames import Codec
-from streaming.hub import Channel, Slot
 from streaming.renditions import wav_samples
 from streaming.tap import ChannelLost, Tap, body_of, pcm_of, run_up
 

@@ -20,7 +20,7 @@ from pipeline.listening import told
 from pipeline.metrics import Metrics
 from pipeline.models import api_key
 from pipeline.services import Services
-from streaming.server import Gateway
+from streaming.gateway import Gateway
 
 T = TypeVar("T")
 KEY_KEEP_S = 5.0  # how long a revoked key may still work

@@ -143,7 +143,7 @@ class _SpeechApi:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._settings = site.services.settings
-        self._catalogue = speech.Catalogue(self._settings)
+        self._catalogue = site.services.catalogue
         self._running: Counter[str] = Counter()  # by who asked
 
     async def models(self, request: Request) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 /** The chapters: a list to jump from, the one that is heard, and those that are still to be spoken. */
 
-import { $, announce, put } from "./dom.js";
+import { $, announce, follow, put } from "./dom.js";
 import { clock, say } from "./strings.js";
 
 export class Chapters {
@@ -56,9 +56,7 @@ export class Chapters {
   async #follow(button, number) {
     button.disabled = true;
     try {
-      // The name by which this page was reached works here; the link's own may not.
-      const { pathname, hash } = new URL(await this.#open(number));
-      location.assign(pathname + hash);
+      follow(await this.#open(number));
     } catch {
       put($("more-label"), say("moreFailed"));
       announce(say("moreFailed"));

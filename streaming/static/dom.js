@@ -19,3 +19,9 @@ export function address(url) {
   if (/^\/episodes\/[\w.-]+$/.test(pathname)) return location.origin + pathname + search;
   return /^https?:$/.test(protocol) ? href : null;
 }
+
+/** Go to a link of ours by the name under which this page was reached; the link's own may not work here. */
+export function follow(link) {
+  const { pathname, hash } = new URL(link);
+  location.assign(pathname + hash);
+}

@@ -34,7 +34,11 @@ class Player {
   #view = new View();
   #host = new HostStrip({
     order: (order) => this.#order(order),
-    here: () => ({ ms: this.#voice.positionMs, seg: this.#captions.segAt(this.#voice.positionMs) }),
+    here: () => ({
+      ms: this.#voice.positionMs,
+      seg: this.#captions.segAt(this.#voice.positionMs),
+      isEnd: this.#voice.state === "done",
+    }),
   });
   #voice = new LiveVoice(this.#timeline, this);
   #token = null;
@@ -47,6 +51,7 @@ class Player {
   #tried = new Set(); // recordings that were played, or could not be
   #knowsMore = false; // what the session leaves out and offers
   #role = "listener";
+  #mayFork = false; // have the rest read anew
   #listeners = null;
   #isAtEdge = false; // the server's replay is over: what comes is new
   #opened = null;
@@ -237,13 +242,19 @@ class Player {
   }
 
   #onWelcome({ grants = [], role }) {
-    const mine = grants.find(({ sid }) => sid === this.#sid)?.role ?? role;
-    if (mine === this.#role) return;
-    this.#role = mine;
+    const grant = grants.find(({ sid }) => sid === this.#sid) ?? { role };
+    const mayFork = grant.role === "owner" || Boolean(grant.scopes?.includes("fork"));
+    if (grant.role === this.#role && mayFork === this.#mayFork) return;
+    this.#role = grant.role;
+    this.#mayFork = mayFork;
     listVoices(this.#token).then((voices) => {
-      this.#host.show(this.#role, voices);
+      this.#host.show(this.#role, voices, this.#mayFork);
       this.#paint();
     });
+  }
+
+  get #hasStrip() {
+    return this.#role !== "listener" || this.#mayFork;
   }
 
   async #order(order) {
@@ -592,7 +603,7 @@ class Player {
 
   #paint() {
     this.#view.paint(this.#model());
-    if (this.#role === "listener") return;
+    if (!this.#hasStrip) return;
     this.#host.paint({
       state: this.#state, queue: this.#queue, listeners: this.#listeners,
       isUp: Boolean(this.#connection?.up),
@@ -629,7 +640,7 @@ class Player {
 
   #introduce(about) {
     this.#view.introduce(about);
-    if (this.#role !== "listener") this.#host.label();
+    if (this.#hasStrip) this.#host.label();
     this.#captions.language = about.lang || "";
   }
 }

@@ -23,13 +23,14 @@ from pipeline.web import live_audio, live_events, problems, proofs
 from pipeline.web.http import http_protocol
 from pipeline.web.site import Site
 from streaming.chunk_log import MemoryLog
+from streaming.counters import Counters
 from streaming.errors import NotDone
-from streaming.hub import Counters
+from streaming.gateway import Gateway, SessionInfo
 from streaming.limits import Limits
 from streaming.links import LinkBook, listen_url
 from streaming.orders import Begun, Order, Outcome, Say
 from streaming.renditions import Renditions
-from streaming.server import Gateway, SessionInfo, websocket_protocol
+from streaming.server import websocket_protocol
 from streaming.session import LiveSession
 from streaming.tokens import KeyRing, Role
 
@@ -139,10 +140,17 @@ class Stage:
         sid = f"ses_{secrets.token_hex(10)}"
         return LiveSession.create(self.log, sid, 1, meta={"title": title, "lang": lang})
 
-    def link(self, sid: str, *, expires_in_s: float = 600, role: Role = "listener") -> str:
+    def link(
+        self,
+        sid: str,
+        *,
+        expires_in_s: float = 600,
+        role: Role = "listener",
+        scopes: tuple[str, ...] = (),
+    ) -> str:
         expires = int(time.time() + expires_in_s)
         link = f"lnk_{secrets.token_hex(6)}"
-        token = self._links.mint(link, sid, expires=expires, role=role)
+        token = self._links.mint(link, sid, expires=expires, role=role, scopes=scopes)
         return listen_url(self.origin, "notes", token)
 
     @property

@@ -26,6 +26,7 @@ class Reader:
         self.script = sentences(chunks=chunks)
         self.session: LiveSession = stage.session()
         self.degraded: tuple[str, ...] = ()
+        self.fork_url = ""
         self.done = threading.Event()
         stage.desk.follow[self.session.sid] = self.follow
         Writer(self.session).speak(self.script, pace=0, end=False)
@@ -40,6 +41,8 @@ class Reader:
                     self.session.state("generating", "owner")
                 case "stop":
                     self.session.end("stopped")
+                case "fork":
+                    return Outcome({"sid": "ses_own", "seg": 1, "listen_url": self.fork_url})
                 case _:
                     return self._revise(order)
             return Outcome({"seg": 3, "ms": self.session.dur_ms, "epoch": self.session.epoch})
@@ -177,7 +180,7 @@ def test_pause_goes_on_and_stop_asks_first(stage: Stage, host: Callable[[Reader]
 
     ops = [one.wish.op for one in stage.desk.orders if one.sid == reader.session.sid]
     assert ops == ["pause", "resume", "stop"]
-    tab.wait("document.querySelector('#host-pause').disabled")
+    tab.wait("document.querySelector('#host-pause').hidden")
     wait(tab, "s.state === 'ended'")
     assert text(tab, "#status") == "The host ended the reading here."
     assert "the reading is over" in text(tab, "#host-facts")
@@ -275,3 +278,34 @@ def test_listener_who_orders_by_hand_is_refused(stage: Stage, tab: Tab) -> None:
 
     assert (error["code"], error["req"]) == ("forbidden", "x")
     assert stats(tab)["state"] == "ready"
+
+
+@pytest.mark.parametrize("role", ["owner", "listener"])
+def test_rest_is_read_anew_for_whoever_asks(stage: Stage, tab: Tab, role: Role) -> None:
+    """An owner when the session is over, a listener whose link allows it at any time."""
+    reader, own = Reader(stage), stage.session()
+    Writer(own).speak(SCRIPT, pace=0, end=False)
+    reader.fork_url = stage.link(own.sid, role="owner").replace("127.0.0.1", "elsewhere.example")
+    if role == "owner":
+        reader.session.end("done")
+    tab.open(stage.link(reader.session.sid, role=role, scopes=("fork",)))
+    tab.wait("!document.querySelector('#host').hidden")
+    wait(tab, "s.buf_ms > 4000")
+    tab.click("#play")
+    wait(tab, "s.play_ms > 900")
+    shown = tab.evaluate(
+        "[...document.querySelectorAll('#host button, #host select')]"
+        ".filter((e) => e.offsetWidth && !e.disabled).map((e) => e.id.slice(5))"
+    )
+    assert shown == ["speed", "emotion", "voice", "fork"]
+    label = "Your own reading" if role == "listener" else "Host"
+    assert text(tab, "#host-label") == label
+    set_value(tab, "#host-speed", "1.25")
+    tab.click("#host-fork")
+    tab.wait(f"location.hash === '#{reader.fork_url.partition('#')[2]}'")
+    wait(tab, "s.role === 'owner' && s.buf_ms > 4000")
+
+    [order] = [one for one in stage.desk.orders if one.sid == reader.session.sid]
+    assert (order.wish.op, order.wish.value, order.wish.at) == ("fork", {"speed": 1.25}, "now")
+    assert order.wish.play_ms is not None and order.wish.play_ms > 500
+    assert tab.evaluate("location.host") == stage.origin.removeprefix("http://")

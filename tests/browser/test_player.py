@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from streaming.server import SessionInfo
+from streaming.gateway import SessionInfo
 from streaming.session import LiveSession
 from tests.browser.cdp import Tab
 from tests.browser.feed import (

@@ -24,8 +24,8 @@ from pipeline.services import Services
 from pipeline.settings import Settings
 from streaming import server
 from streaming.chunk_log import MemoryLog
+from streaming.gateway import Gateway
 from streaming.links import LinkBook
-from streaming.server import Gateway
 from tests.pipeline.studio import wait_for
 from tests.streaming.speaking import RING, SID, create, event, greet, raw, running, send, speak
 from tests.streaming.test_gateway_limits import owner_token

@@ -15,10 +15,11 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from streaming.chunk_log import BEGINNING, ChunkLog, Entry
 from streaming.frames import pack_packets, parse
+from streaming.gateway import Gateway
 from streaming.limits import Limits
 from streaming.links import LinkBook
 from streaming.listener import SUBPROTOCOL
-from streaming.server import Gateway, serve
+from streaming.server import serve
 from streaming.session import LiveSession
 from streaming.tokens import KeyRing
 

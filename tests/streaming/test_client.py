@@ -16,9 +16,9 @@ from streaming.chunk_log import ChunkLog, MemoryLog
 from streaming.client import Audio, Listening, listen
 from streaming.errors import ListenError, LogLost
 from streaming.frames import Codec
+from streaming.gateway import Gateway, SessionInfo
 from streaming.links import LinkStatus, listen_url
 from streaming.redis_log import RedisLog
-from streaming.server import Gateway, SessionInfo
 from streaming.session import LiveSession
 from tests.streaming.speaking import (
     ROOMY,

@@ -16,7 +16,8 @@ from websockets.frames import Frame, Opcode
 from streaming.chunk_log import MemoryLog
 from streaming.connection import QUICK_BYTES, FrameEdges, small_text
 from streaming.frames import binary_message, text_message
-from streaming.server import Gateway, Peer
+from streaming.gateway import Gateway
+from streaming.peer import Peer
 from tests.streaming.speaking import (
     SID,
     book,

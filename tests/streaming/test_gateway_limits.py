@@ -13,14 +13,13 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from streaming import server
 from streaming.admission import SecurityEvent
 from streaming.chunk_log import MemoryLog
+from streaming.gateway import Gateway, SessionInfo
 from streaming.limits import Limits, Rate
 from streaming.links import LinkStatus
 from streaming.orders import Outcome
 from streaming.redis_limits import RedisLedger
-from streaming.server import Gateway, SessionInfo
 from streaming.tokens import Grant
 from tests.streaming.speaking import (
     RING,
@@ -218,7 +217,7 @@ def test_orders_to_a_session_are_counted_from_everybody_together(valkey_url: str
 
 
 def test_who_opens_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.server.TICK_S", 0.02)
+    monkeypatch.setattr("streaming.gateway.TICK_S", 0.02)
 
     async def test() -> tuple[int, dict[str, Any]]:
         log = MemoryLog()
@@ -240,8 +239,8 @@ def test_who_opens_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_does_not_even_answer_a_ping_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("TICK_S", 0.02), ("PING_S", 0.1), ("SILENT_S", 0.4)):
-        monkeypatch.setattr(f"streaming.server.{name}", value)
+    for name, value in (("gateway.TICK_S", 0.02), ("gateway.PING_S", 0.1), ("peer.SILENT_S", 0.4)):
+        monkeypatch.setattr(f"streaming.{name}", value)
 
     async def test() -> None:
         gate = Gateway(MemoryLog(), book())
@@ -326,7 +325,7 @@ def test_a_revoked_link_is_closed_at_every_gateway_at_once(valkey_url: str) -> N
 
 
 def test_hosts_are_told_how_many_listen_at_all_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "TICK_S", 0.05)
+    monkeypatch.setattr("streaming.gateway.TICK_S", 0.05)
 
     async def test() -> None:
         log = MemoryLog()
@@ -385,7 +384,7 @@ def test_open_cut_control_error_and_close_leave_a_line_each_and_no_secret(
             await event(ws, "pong")
 
     asyncio.run(test())
-    lines = [one for one in caplog.records if one.name in ("streaming.server", "streaming.hub")]
+    lines = [one for one in caplog.records if one.name in ("streaming.peer", "streaming.channel")]
     assert [one.getMessage() for one in lines] == [
         "session opened",
         "session cut",
@@ -501,7 +500,7 @@ def test_the_acks_a_session_wants_are_told_when_it_is_opened() -> None:
 def test_a_session_is_looked_up_once_for_everybody_who_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streaming.server.QUEUE_LOOK_S", 0.2)
+    monkeypatch.setattr("streaming.peer.QUEUE_LOOK_S", 0.2)
     asked = 0
 
     async def info(sid: str) -> SessionInfo:

@@ -4,10 +4,11 @@ import asyncio
 import struct
 from typing import Any
 
+from streaming.channel import Channel
 from streaming.chunk_log import BEGINNING, MemoryLog
+from streaming.counters import Counters
 from streaming.frames import U32_MAX
 from streaming.hls import LEAD_S, Part, Playlist, segment, timestamp
-from streaming.hub import Channel, Counters
 from streaming.renditions import MP3_FRAME_S, Renditions
 from streaming.session import LiveSession
 from tests.streaming.speaking import CHUNK_TICKS, SID, create, packets

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from streaming.chunk_log import ChunkLog, MemoryLog
-from streaming.frames import Codec, parse
-from streaming.hub import (
+from streaming.channel import (
     BACKLOG_BYTES,
     BURST_TICKS,
     SLICE_BYTES,
     STUCK_S,
     Channel,
-    Counters,
-    Hub,
     Subscription,
 )
+from streaming.chunk_log import ChunkLog, MemoryLog
+from streaming.counters import Counters
+from streaming.frames import Codec, parse
+from streaming.hub import Hub
 from streaming.limits import Bucket, Rate
 from streaming.listener import Ack, Start
 from streaming.session import LiveSession
@@ -362,7 +362,7 @@ def test_a_listener_that_takes_nothing_for_20_s_is_given_up() -> None:
 
 
 def test_joins_while_a_walk_gives_way_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.hub.WRITES_PER_STEP", 7)
+    monkeypatch.setattr("streaming.channel.WRITES_PER_STEP", 7)
     log = MemoryLog()
     session = create(log)
     channel = channel_of(log)
@@ -822,7 +822,7 @@ class Storm:
 def test_whatever_lanes_a_listener_goes_through_it_hears_what_counts_once(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streaming.hub.STUCK_S", 1e9)
+    monkeypatch.setattr("streaming.channel.STUCK_S", 1e9)
     storm = Storm(seed)
     asyncio.run(storm.rage())
     asyncio.run(storm.calm_down())

@@ -16,6 +16,7 @@ from tests.streaming.test_listener import NOW, only_error, ready, say
 
 OWNER = Grant("lnk_own", "owner", 2000, sid="ses_1")
 ADMIN = Grant("lnk_adm", "admin", 2000, sid="*")
+OTHER = Grant("lnk_l", "listener", 2000, sid="ses_1")
 KEY = Grant("key:1", "owner", 2000, sid="*", scopes=("gen",))
 OPS: dict[str, Any] = {
     "pause": None,
@@ -25,6 +26,7 @@ OPS: dict[str, Any] = {
     "voice": "af_heart",
     "skip": 4,
     "stop": None,
+    "fork": {"speed": 1.2, "emotion": "calm", "voice": "af_heart"},
 }
 
 
@@ -50,6 +52,24 @@ def test_an_admin_may_stop_and_a_listener_nothing(op: str) -> None:
     else:
         assert only_error(found)["code"] == "forbidden"
     assert only_error(control(ready(), op, OPS[op]))["code"] == "forbidden"
+
+
+def test_a_listener_with_the_scope_may_fork_and_nothing_else() -> None:
+    listener = ready(Grant("lnk_f", "listener", 2000, sid="ses_1", scopes=("fork",)))
+    (order,) = control(listener, "fork", {"speed": 1.2}, play_ms=900)
+    wish = Wish("fork", {"speed": 1.2}, "playhead", 900)
+    assert order == Order(7, "ses_1", wish, "listener", "lnk_f")
+    assert only_error(control(listener, "speed", 1.2))["code"] == "forbidden"
+
+    other = ready(Grant("lnk_f", "listener", 2000, sid="ses_2", scopes=("fork",)), OTHER)
+    assert only_error(control(other, "fork"))["code"] == "forbidden"
+
+
+@pytest.mark.parametrize(
+    "value", [3, "fast", {"speed": 9}, {"voice": ""}, {"skip": 3}, {"emotion": [1]}]
+)
+def test_a_fork_wishes_for_pace_emotion_and_voice_only(value: Any) -> None:
+    assert only_error(control(ready(OWNER), "fork", value))["code"] == "bad_message"
 
 
 def test_the_best_grant_on_a_session_counts() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import av
 import numpy as np
 
+from streaming.channel import Channel
 from streaming.chunk_log import BEGINNING, MemoryLog
+from streaming.counters import Counters
 from streaming.frames import PCM_RATE_HZ, TICKS_PER_S
-from streaming.hub import Channel, Counters
 from streaming.renditions import (
     HALVE_TICKS,
     MP3_BIT_RATE,

@@ -16,13 +16,14 @@ from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from streaming.channel import BACKLOG_BYTES, SLICE_BYTES
 from streaming.chunk_log import MemoryLog
 from streaming.errors import LogUnavailable
-from streaming.hub import BACKLOG_BYTES, SLICE_BYTES
+from streaming.gateway import Gateway, SessionInfo
 from streaming.limits import Limits
 from streaming.links import LinkStatus
 from streaming.listener import CLOSE
-from streaming.server import Gateway, SessionInfo, websocket_protocol
+from streaming.server import websocket_protocol
 from streaming.session import LiveSession
 from tests.streaming.speaking import (
     ROOMY,
@@ -202,7 +203,7 @@ def test_draining_sends_everybody_away_and_refuses_newcomers() -> None:
 
 
 def test_a_silent_client_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.server.TICK_S", 0.01)
+    monkeypatch.setattr("streaming.gateway.TICK_S", 0.01)
 
     async def wait() -> None:
         async with running(gateway(limits=Limits(hello_s=0.0))) as url, raw(url) as ws:
@@ -235,7 +236,7 @@ def test_a_token_that_opens_nothing_closes_the_connection(
 
 
 def test_a_link_revoked_in_the_table_closes_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.server.LINK_CHECK_S", 0.05)
+    monkeypatch.setattr("streaming.gateway.LINK_CHECK_S", 0.05)
     revoked = False
 
     async def listen() -> None:
@@ -252,7 +253,7 @@ def test_a_link_revoked_in_the_table_closes_its_sockets(monkeypatch: pytest.Monk
 
 def test_an_expired_token_ends_a_running_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streaming.listener.SKEW_S", -30.0)
-    monkeypatch.setattr("streaming.server.TICK_S", 0.02)
+    monkeypatch.setattr("streaming.gateway.TICK_S", 0.02)
 
     async def listen() -> None:
         async with running(gateway(spoken())) as url, raw(url) as ws:
@@ -279,7 +280,7 @@ def test_a_bearer_in_the_handshake_is_a_token() -> None:
 def test_who_opens_before_the_first_word_waits_in_the_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streaming.server.QUEUE_LOOK_S", 0.02)
+    monkeypatch.setattr("streaming.peer.QUEUE_LOOK_S", 0.02)
     places = [3, 3, 2, 1]
 
     async def info(sid: str) -> SessionInfo:
@@ -335,7 +336,7 @@ def test_a_session_without_a_log_is_explained(
 
 
 def test_a_wait_that_ends_in_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.server.QUEUE_LOOK_S", 0.01)
+    monkeypatch.setattr("streaming.peer.QUEUE_LOOK_S", 0.01)
     states = ["queued", "queued", "failed"]
 
     async def info(sid: str) -> SessionInfo:
@@ -558,7 +559,7 @@ def talk(session: LiveSession, chunks: int) -> None:
 def test_who_takes_nothing_for_long_is_closed_and_told_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streaming.hub.STUCK_S", 0.3)
+    monkeypatch.setattr("streaming.channel.STUCK_S", 0.3)
 
     async def listen() -> bytes:
         log = MemoryLog()

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from streaming.channel import Channel
 from streaming.chunk_log import MemoryLog
+from streaming.counters import Counters
 from streaming.frames import TICKS_PER_S
-from streaming.hub import Channel, Counters, Hub
+from streaming.hub import Hub
 from streaming.session import LiveSession
 from streaming.tap import Pace, Tap, body_of, run_up
 from tests.streaming.speaking import SID, create, payload, speak
