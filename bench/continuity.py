@@ -24,16 +24,19 @@ from streaming.links import socket_url
 from streaming.tokens import token_sid
 
 BOUNDS = (0, 50, 100, 200)
-WORDS = "This sentence says that the work of stream {n} goes on and that part {k} of it is done. "
+WORDS = (
+    "This sentence says that in pass {p} the work of stream {n} goes on, part {k} of it is done. "
+)
 SENTENCE_S = 5.0
 
 
-def measure(stack: Stack, args: argparse.Namespace) -> dict[str, list[Any]]:
-    """One pass: what each stream's load client printed."""
-    texts = [
-        "".join(WORDS.format(n=n, k=k) for k in range(round(args.seconds / SENTENCE_S)))
-        for n in range(args.streams)
-    ]
+def measure(stack: Stack, args: argparse.Namespace, number: int) -> dict[str, list[Any]]:
+    """One pass: what each stream's load client printed.
+
+    Each has texts of its own: the same ones would not be spoken again, but taken from before.
+    """
+    parts = range(round(args.seconds / SENTENCE_S))
+    texts = ["".join(WORDS.format(p=number, n=n, k=k) for k in parts) for n in range(args.streams)]
     with contextlib.ExitStack() as everybody:
         loads = []
         with paused(stack.pid("worker gpu")):  # until everybody waits for the first word
@@ -84,7 +87,7 @@ def main() -> None:
     options: dict[str, Any] = {"engine": "tone", "tone_pace": "paced", "tone_rtf": 0.5}
     options |= {"connections_per_address": 10**6, "connections_per_link": 10**6}
     with running(**options) as stack:
-        passes = [measure(stack, args) for _ in range(args.passes)]
+        passes = [measure(stack, args, number) for number in range(args.passes)]
     report = Report(
         "continuity",
         f"Continuity: {args.streams} streams x {args.listeners} listeners, tone engine",

@@ -39,9 +39,10 @@ async def serve_connection(ws: LiveConnection, gateway: Gateway) -> None:
     sock = ws.transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         # Default buffers swallow minutes of Opus before a slow listener can be noticed.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        if lowat := getattr(socket, "TCP_NOTSENT_LOWAT", None):  # not on every system
-            sock.setsockopt(socket.IPPROTO_TCP, lowat, UNSENT_BYTES)
+        with contextlib.suppress(OSError):  # the client may be gone already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            if lowat := getattr(socket, "TCP_NOTSENT_LOWAT", None):  # not on every system
+                sock.setsockopt(socket.IPPROTO_TCP, lowat, UNSENT_BYTES)
     peer = Peer(ws, gateway)
     ws.begin()
     await peer.run()
