@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from engine.base import SAMPLE_RATE_HZ, AudioChunk, Plan, SpeechRequest
@@ -39,6 +39,7 @@ class Utterance:
         self._cancelled = False
         self._error: Exception | None = None
         self._on_room: threading.Event | None = None
+        self._on_cancel: Callable[[], None] | None = None
 
     # engine side -----------------------------------------------------------------------------
 
@@ -65,6 +66,14 @@ class Utterance:
                 self._error = error
                 self._ready.notify()
 
+    def when_cancelled(self, call: Callable[[], None] | None) -> None:
+        """Call this at a cancel, on whichever thread that is; at once if it has come already."""
+        with self._ready:
+            self._on_cancel = call
+            is_late = self._cancelled
+        if is_late and call is not None:
+            call()
+
     @property
     def is_done(self) -> bool:
         """Finished, failed or cancelled: must not be stepped again."""
@@ -84,12 +93,16 @@ class Utterance:
 
     def cancel(self) -> None:
         """Stop at the next step; the reader's iteration ends with EngineStopped. Safe to repeat."""
+        on_cancel = None
         with self._ready:
             if not self._finished:
                 self._cancelled = True
                 self._chunks.clear()
                 self._waiting = 0
                 self._ready.notify()
+                on_cancel = self._on_cancel
+        if on_cancel is not None:
+            on_cancel()
         if self._on_room is not None:
             self._on_room.set()
 

@@ -149,3 +149,25 @@ def test_split_chunks_lose_nothing(samples: int, size: int):
     assert pieces[0].words == whole.words
     assert [r for p in pieces for r in p.remarks] == ["cut off"]
     assert pieces[-1].remarks == whole.remarks
+
+
+def test_whoever_wants_to_know_of_a_cancel_is_told_once_and_also_late():
+    told = []
+    u = utterance()
+    u.when_cancelled(lambda: told.append("first"))
+    u.when_cancelled(None)
+    u.when_cancelled(lambda: told.append("second"))
+    u.cancel()
+
+    assert told == ["second"]
+    u.when_cancelled(lambda: told.append("late"))
+    assert told == ["second", "late"]
+
+
+def test_a_cancel_after_the_end_tells_nobody():
+    u = utterance()
+    u.when_cancelled(pytest.fail)
+    u.finish()
+    u.cancel()
+
+    assert not u.is_cancelled

@@ -10,13 +10,14 @@ never does.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from engine.backends.kokoro.job import Job, Mark, Share, Take, prepared
 from engine.backends.kokoro.model import FRAME_SAMPLES, MODEL_SHA256
 from engine.backends.kokoro.planner import Prepared, Speaker
 from engine.backends.kokoro.prepare import RECIPE, prepared_graphs, probe_tokens
-from engine.backends.kokoro.stages import Draft, Stages
+from engine.backends.kokoro.stages import Draft, Stages, Stop, Stopped
 from engine.backends.kokoro.voices import DEFAULTS, HIBARI, VoicePack
 from engine.base import (
     SAMPLE_RATE_HZ,
@@ -140,6 +141,8 @@ class Kokoro(Backend):
         except BadRequest as error:  # a length or a voice table that turned out to be impossible
             utterance.finish(error)
             return
+        except Stopped:
+            return
         spoken = utterance.next_seg >= len(utterance.plan.sentences)
         if spoken and not job.owed and job.on_air is None:
             utterance.finish()
@@ -173,7 +176,8 @@ class Kokoro(Backend):
 
     def _next_window(self, utterance: Utterance, job: Job, take: Take) -> None:
         first = take.given == 0
-        audio = next(take.windows)[: take.share.speech - take.given]
+        with self._stoppable(utterance):
+            audio = next(take.windows)[: take.share.speech - take.given]
         take.given += len(audio)
         last = take.given == take.share.speech
         self._emit(utterance, job, take, audio, Mark(first, last, kept=False))
@@ -198,7 +202,8 @@ class Kokoro(Backend):
         """(take.share.speech,) samples of a sentence."""
         if take.scores:
             started = time.perf_counter()
-            parts = [self._stages.voice(score) for score in take.scores]
+            with self._stoppable(utterance):
+                parts = [self._stages.voice(score) for score in take.scores]
             rtf = (time.perf_counter() - started) * SAMPLE_RATE_HZ / sum(map(len, parts))
             self._rtf += NEWEST_RTF_WEIGHT * (rtf - self._rtf)
         else:
@@ -209,6 +214,17 @@ class Kokoro(Backend):
                 for line, frames in zip(lines, take.frames, strict=True)
             ]
         return np.concatenate(parts)[: take.share.speech]
+
+    @contextlib.contextmanager
+    def _stoppable(self, utterance: Utterance) -> Iterator[None]:
+        """Let a cancel break off what is decoded: nobody need wait a second for the next step."""
+        stop = self._stages.stop = Stop()
+        utterance.when_cancelled(stop)
+        try:
+            yield
+        finally:
+            utterance.when_cancelled(None)
+            self._stages.stop = None
 
     def _emit(self, utterance: Utterance, job: Job, take: Take, audio: Floats, mark: Mark) -> None:
         sentence, ready = take.sentence, prepared(take.sentence)

@@ -85,9 +85,14 @@ class Score:
 
 
 class Stages:
-    """The four sessions. Calls release the GIL while they compute."""
+    """The four sessions. Calls release the GIL while they compute.
+
+    Attributes:
+        stop: breaks off what runs from now on; None: nothing does.
+    """
 
     def __init__(self, folder: Path, *, threads: int) -> None:
+        self.stop: Stop | None = None
         self._sessions = {
             name: open_session(str(folder / f"{name}.onnx"), threads=threads)
             for name in STAGE_NAMES
@@ -127,25 +132,53 @@ class Stages:
         return Score(draft.style, frames, sound, f0, energy, source)
 
     def voice(self, score: Score, start: int = 0, end: int | None = None) -> Floats:
-        """Decode frames `start` to `end`: (600 * (end - start),) samples, full scale 1."""
-        stop = score.length if end is None else end
+        """Decode frames `start` to `end`: (600 * (end - start),) samples, full scale 1.
+
+        Raises:
+            Stopped: `stop` was called meanwhile.
+        """
+        last = score.length if end is None else end
         (audio,) = self._run(
             "voice",
             [AUDIO],
             **{
-                FRAME_SOUND: score.sound[:, :, start:stop],
-                F0: score.f0[:, :, 2 * start : 2 * stop],
-                ENERGY: score.energy[:, :, 2 * start : 2 * stop],
-                SOURCE: score.source[:, :, SOURCE_PER_FRAME * start : SOURCE_PER_FRAME * stop + 1],
+                FRAME_SOUND: score.sound[:, :, start:last],
+                F0: score.f0[:, :, 2 * start : 2 * last],
+                ENERGY: score.energy[:, :, 2 * start : 2 * last],
+                SOURCE: score.source[:, :, SOURCE_PER_FRAME * start : SOURCE_PER_FRAME * last + 1],
                 "style": score.style,
             },
         )
-        assert len(audio) == FRAME_SAMPLES * (stop - start)
+        assert len(audio) == FRAME_SAMPLES * (last - start)
         return audio
 
     def _run(self, stage: str, outputs: list[str], **feeds: Any) -> list[Floats]:
-        results: list[Floats] = self._sessions[stage].run(outputs, feeds)
+        stop = self.stop
+        options = None if stop is None else stop.options
+        try:
+            results: list[Floats] = self._sessions[stage].run(outputs, feeds, options)
+        except Exception:  # the runtime has its own for each kind of fault
+            if stop is not None and stop.options.terminate:
+                raise Stopped from None
+            raise
         return results
+
+
+class Stopped(Exception):
+    """What was computed is not wanted any more."""
+
+
+class Stop:
+    """Breaks off the stage that runs with it, and all that would run with it; for any thread."""
+
+    def __init__(self) -> None:
+        import onnxruntime
+
+        self.options = onnxruntime.RunOptions()
+        self.options.log_severity_level = 4  # to the runtime a stop is an error
+
+    def __call__(self) -> None:
+        self.options.terminate = True
 
 
 def open_session(model: str | bytes, *, threads: int) -> onnxruntime.InferenceSession:

@@ -1,6 +1,7 @@
 """The graph itself: model.py, graph.py, rewrite.py, prepare.py, stages.py."""
 
 import json
+import threading
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from engine.backends.kokoro.durations import natural_frames
 from engine.backends.kokoro.graph import add_outputs, cut
 from engine.backends.kokoro.prepare import prepared_graphs, probe_tokens
 from engine.backends.kokoro.rewrite import rewrite
-from engine.backends.kokoro.stages import STAGE_NAMES, Stages, open_session
+from engine.backends.kokoro.stages import STAGE_NAMES, Stages, Stop, Stopped, open_session
 from engine.backends.kokoro.voices import VoicePack
 from engine.errors import EngineFailed
 
@@ -134,6 +135,27 @@ def test_sound_is_the_same_to_the_bit_on_one_thread_and_on_two(cache_dir, stages
 
     np.testing.assert_array_equal(first, audio(stages))
     np.testing.assert_array_equal(first, audio(single))
+
+
+def test_a_stop_breaks_a_decode_off_and_spoils_nothing(stages):
+    tokens = ids(PHRASES[2])
+    draft = stages.plan(tokens, VoicePack().style("af_heart", len(tokens)))
+    score = stages.score(draft, natural_frames(draft.raw))
+    whole = stages.voice(score)
+    stages.stop = stop = Stop()
+    running = threading.Timer(0.05, stop)  # in the midst of it on any machine
+    try:
+        running.start()
+        with pytest.raises(Stopped):
+            for _ in range(1000):
+                stages.voice(score)
+        with pytest.raises(Stopped):
+            stages.voice(score)
+    finally:
+        running.cancel()
+        stages.stop = None
+
+    np.testing.assert_array_equal(stages.voice(score), whole)
 
 
 def test_pitch_and_range_bend_the_voiced_frames_only(stages):
