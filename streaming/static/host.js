@@ -117,7 +117,7 @@ export class HostStrip {
   async #fork() {
     this.#answer(say("asking"));
     const { ms, isEnd } = this.#here();
-    const changed = CHANGES.filter((op) => chosen(op) !== "" && (op in this.#last || !isDefault(op)));
+    const changed = CHANGES.filter((op) => op in this.#last || !isDefault(op));
     const value = Object.fromEntries(changed.map((op) => [op, chosen(op)]));
     const place = isEnd ? {} : { play_ms: Math.round(ms), at: "now" };
     const answer = await this.#order({ op: "fork", value, ...place });

@@ -303,6 +303,7 @@ def test_rest_is_read_anew_for_whoever_asks(stage: Stage, tab: Tab, role: Role) 
     set_value(tab, "#host-speed", "1.25")
     tab.click("#host-fork")
     tab.wait(f"location.hash === '#{reader.fork_url.partition('#')[2]}'")
+    tab.wait("Boolean(window.__nc)")  # the other page is loaded
     wait(tab, "s.role === 'owner' && s.buf_ms > 4000")
 
     [order] = [one for one in stage.desk.orders if one.sid == reader.session.sid]

@@ -22,7 +22,6 @@ from pipeline.listening import told
 from pipeline.metrics import CONTENT_TYPE
 from pipeline.services import Services
 from pipeline.settings import Settings
-from streaming import server
 from streaming.chunk_log import MemoryLog
 from streaming.gateway import Gateway
 from streaming.links import LinkBook
@@ -78,7 +77,7 @@ def metrics_of(port: int, headers: dict[str, str] | None = None) -> requests.Res
 def test_a_host_is_told_of_listeners_at_another_gateway_and_of_their_leaving(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "TICK_S", 0.05)
+    monkeypatch.setattr("streaming.gateway.TICK_S", 0.05)
     monkeypatch.setattr(listening, "EVERY_S", 0.1)
     log = MemoryLog()
     speak(create(log), 0)
